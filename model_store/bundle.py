@@ -1,0 +1,240 @@
+"""One bundle on disk: write it, verify it, load it.
+
+<folder>/weights.safetensors      the network
+         calibration.safetensors  the sorted calibration scores, one tensor a score
+         golden/                  encoded images whose outcome is known
+         manifest.json            written last: its presence is the commit
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from model_store import calibration, images
+from model_store.errors import (
+    CalibrationError,
+    GoldenMismatchError,
+    ImageError,
+    IncompleteBundleError,
+    IntegrityError,
+    ManifestError,
+    NetworkMismatchError,
+)
+from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from model_store.networks import build_network
+from model_store.predictor import Predictor, Scorer
+from model_store.runtimes import TorchRuntime
+from model_store.runtimes.torch_runtime import Mode
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+CALIBRATION = "calibration.safetensors"
+GOLDEN = "golden"
+
+
+@dataclass(frozen=True)
+class BundleDraft:
+    """All of a bundle before it is written; the manifest's `version` and `files` are filled in by publishing."""
+
+    manifest: Manifest
+    weights: Mapping[str, Tensor]
+    calibration_scores: Mapping[str, NDArray[np.float32]]
+    golden: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was verified, built and replayed: ready to predict. `sha256` is its manifest's."""
+
+    manifest: Manifest
+    sha256: str
+    folder: Path
+    predictor: Predictor
+
+
+def write_bundle(folder: Path, draft: BundleDraft) -> Manifest:
+    """Write a bundle into an empty or new folder, the manifest last; return the manifest as written."""
+    contents = {
+        WEIGHTS: save_tensors({key: value.detach().cpu().contiguous() for key, value in draft.weights.items()}),
+        CALIBRATION: save_arrays(dict(draft.calibration_scores)),
+        **draft.golden,
+    }
+    for name, content in contents.items():
+        _write(folder / name, content)
+    files = {name: FileEntry(sha256=_sha256(content), size_bytes=len(content)) for name, content in contents.items()}
+    manifest = draft.manifest.model_copy(update={"files": files})
+    _write(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a manifest; no other file is looked at.
+
+    Raises:
+        IncompleteBundleError: there is none.
+        ManifestError: it is no JSON, of another schema version, or has missing, unknown or impossible fields.
+    """
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as err:
+        raise IncompleteBundleError(f"{path} cannot be read ({err.strerror}): no bundle, or not all of one") from err
+    except (ValueError, RecursionError) as err:
+        raise ManifestError(f"{path} is not JSON: {err}") from err
+    found = fields.get("schema_version") if isinstance(fields, dict) else None
+    if found != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema_version {found!r}; this version of energy-ood reads {SCHEMA_VERSION}: "
+            "update energy-ood, or export the bundle again"
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(fields))
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "manifest"
+        raise ManifestError(f"{path}: {where}: {first['msg']} (found {str(first['input'])[:80]})") from err
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Hold every file against its size and SHA-256 in the manifest.
+
+    Raises:
+        IncompleteBundleError: a file is missing.
+        IntegrityError: a file differs; both values are named.
+    """
+    for name, entry in manifest.files.items():
+        _verified(folder, name, entry)
+    for name in (WEIGHTS, CALIBRATION, *(golden.file for golden in manifest.golden)):
+        if name not in manifest.files:
+            raise ManifestError(f"{folder / MANIFEST}: files: {name} is missing")
+
+
+def load_bundle(folder: Path, *, device: torch.device | None = None, mode: Mode = "eager") -> Bundle:
+    """Verify a bundle, build its network strictly, replay its golden images; `device` is CUDA where there is one.
+
+    Raises:
+        BundleError: anything is missing, damaged or not what the manifest says; the message names the file, the
+            value found and the value expected.
+    """
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+    calibration_scores, threshold = _load_calibration(folder, manifest)
+    runtime = TorchRuntime(
+        _load_network(folder, manifest),
+        manifest.preprocess,
+        device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        mode=mode,
+        precision=manifest.execution.precision,
+    )
+    scorer = Scorer(runtime, manifest.preprocess, manifest.temperature)
+    bundle = Bundle(
+        manifest=manifest,
+        sha256=_sha256((folder / MANIFEST).read_bytes()),
+        folder=folder,
+        predictor=Predictor(scorer, calibration_scores, threshold),
+    )
+    replay_golden(bundle)
+    return bundle
+
+
+def replay_golden(bundle: Bundle) -> None:
+    """Send the golden images through the whole path, from encoded bytes to verdict.
+
+    Raises:
+        GoldenMismatchError: a class differs, or a negative energy is off by more than the manifest's tolerance.
+    """
+    manifest = bundle.manifest
+    try:
+        pixels = [images.load((bundle.folder / g.file).read_bytes(), manifest.preprocess) for g in manifest.golden]
+        found = bundle.predictor.predict(np.stack(pixels))
+    except (ImageError, FloatingPointError) as err:
+        raise GoldenMismatchError(f"{bundle.folder}: the golden images cannot be replayed: {err}") from err
+    tolerance = manifest.execution.tolerance
+    for row, expected in enumerate(manifest.golden):
+        class_id, negative_energy = int(found.class_id[row]), float(found.negative_energy[row])
+        if class_id != expected.class_id or abs(negative_energy - expected.negative_energy) > tolerance:
+            raise GoldenMismatchError(
+                f"{bundle.folder / expected.file}: class {class_id}, negative energy {negative_energy:.4f}; expected "
+                f"class {expected.class_id}, {expected.negative_energy:.4f} within {tolerance}. Decoder here: "
+                f"{images.DECODER}, of the bundle: {manifest.decoder}"
+            )
+
+
+def _load_network(folder: Path, manifest: Manifest) -> nn.Module:
+    path = folder / WEIGHTS
+    try:
+        network = build_network(manifest.network)
+        weights = load_tensors(path.read_bytes())
+    except (SafetensorError, ValueError) as err:
+        raise NetworkMismatchError(f"{path}: {err}") from err
+    expected = network.state_dict()
+    for key in sorted(expected.keys() | weights.keys()):
+        found = _tensor_type(weights.get(key))
+        if found != (wanted := _tensor_type(expected.get(key))):
+            raise NetworkMismatchError(f"{path}: {key} is {found}; {manifest.network!r} has {wanted}")
+    network.load_state_dict(weights)
+    return network
+
+
+def _tensor_type(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _load_calibration(folder: Path, manifest: Manifest) -> tuple[NDArray[np.float32], np.float32]:
+    """Return the verdict score's sorted calibration scores and threshold, which must follow from them."""
+    path, spec = folder / CALIBRATION, manifest.calibrations[manifest.verdict]
+    try:
+        stored = load_arrays(path.read_bytes())
+    except SafetensorError as err:
+        raise CalibrationError(f"{path}: {err}") from err
+    if manifest.verdict not in stored or stored[manifest.verdict].shape != (spec.n,):
+        shapes = {name: array.shape for name, array in stored.items()}
+        raise CalibrationError(f"{path} holds {shapes}; expected {manifest.verdict} ({spec.n},)")
+    ordered = stored[manifest.verdict]
+    threshold = calibration.threshold(ordered, spec.k)
+    if threshold != np.float32(spec.threshold):
+        raise CalibrationError(
+            f"{folder / MANIFEST}: threshold is {spec.threshold}; k = {spec.k} of the scores in {CALIBRATION} "
+            f"gives {threshold}"
+        )
+    return ordered, threshold
+
+
+def _verified(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise IncompleteBundleError(
+            f"{path} cannot be read ({err.strerror}); the manifest names it: copy it again"
+        ) from err
+    if len(content) != entry.size_bytes:
+        raise IntegrityError(f"{path} has {len(content)} bytes; expected {entry.size_bytes}: copy it again")
+    if (found := _sha256(content)) != entry.sha256:
+        raise IntegrityError(f"{path} has SHA-256 {found}; expected {entry.sha256}: it was changed after publishing")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

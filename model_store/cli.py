@@ -1,0 +1,74 @@
+"""ood-store: look into a store and verify bundles."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model_store.bundle import load_bundle, read_manifest
+from model_store.errors import BundleError
+from model_store.manifest import Manifest
+from model_store.store import SHIPPED, BundleRef, Store
+
+app = typer.Typer(
+    help="Look into a store of bundles and verify them.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="OOD_STORE", help="The store's directory; the bundles that ship by default.")
+]
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="NAME or NAME@VERSION; the newest by default.")]
+
+
+@app.command("list")
+def list_bundles(store: StoreOption = SHIPPED) -> None:
+    """List every published bundle."""
+    table = Table("bundle", "network", "classes", "test error", "false flags", "description", box=None)
+    for ref in Store(store).refs():
+        manifest = read_manifest(Store(store).resolve(ref))
+        table.add_row(
+            str(ref), network_name(manifest), str(len(manifest.classes)), *_figures(manifest), manifest.description
+        )
+    Console().print(table if table.row_count else f"no bundles in {store}")
+
+
+@app.command()
+def show(bundle: BundleArgument, store: StoreOption = SHIPPED) -> None:
+    """Print a bundle's manifest as JSON."""
+    folder = Store(store).resolve(BundleRef.parse(bundle))
+    typer.echo(read_manifest(folder).model_dump_json(indent=2))
+
+
+@app.command()
+def verify(bundle: BundleArgument, store: StoreOption = SHIPPED) -> None:
+    """Verify a bundle whole: files, network, threshold, golden images."""
+    loaded = load_bundle(Store(store).resolve(BundleRef.parse(bundle)))
+    manifest, calibration = loaded.manifest, loaded.manifest.calibrations[loaded.manifest.verdict]
+    typer.echo(
+        f"{manifest.name}@{manifest.version} is whole: {len(manifest.files)} files, {network_name(manifest)}, "
+        f"{len(manifest.golden)} golden images, flags {manifest.verdict} <= {calibration.threshold:.4f}\n"
+        f"sha256 {loaded.sha256}"
+    )
+
+
+def network_name(manifest: Manifest) -> str:
+    """Return the short name that people use: WRN-40-2."""
+    network = manifest.network
+    return f"WRN-{network.depth}-{network.widen_factor}" if network.kind == "wide_resnet" else network.name
+
+
+def _figures(manifest: Manifest) -> tuple[str, str]:
+    if manifest.evaluation is None:
+        return "", ""
+    served = manifest.evaluation.served.get("as they are")
+    return f"{manifest.evaluation.fine_tuned.test_error:.2f} %", f"{served.false_flags:.2f} %" if served else ""
+
+
+def main() -> None:
+    """Run the command; a bundle that is not right ends it with a message and exit status 1."""
+    try:
+        app()
+    except BundleError as err:
+        typer.echo(f"ood-store: {err}", err=True)
+        raise SystemExit(1) from None

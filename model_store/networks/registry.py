@@ -1,0 +1,23 @@
+"""One entry per network family: from the manifest's spec to an untrained module."""
+
+from torch import nn
+
+from model_store.manifest import NetworkSpec, TorchvisionSpec, WideResNetSpec
+from model_store.networks.wide_resnet import WideResNet
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """Build the network that `spec` describes, randomly initialised, in training mode.
+
+    Its forward maps normalised float (N, 3, H, W) to a `NetworkOutput`.
+
+    Raises:
+        ValueError: the family has no such network.
+    """
+    match spec:
+        case WideResNetSpec():
+            return WideResNet(spec.depth, spec.widen_factor, spec.dropout, spec.num_classes)
+        case TorchvisionSpec():
+            from model_store.networks.torchvision_classifier import TorchvisionClassifier  # torchvision only if used
+
+            return TorchvisionClassifier(spec.name, spec.num_classes)

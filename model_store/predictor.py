@@ -1,0 +1,134 @@
+"""The one path from pixels to verdicts, for training and service alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store import calibration, scores
+from model_store.manifest import PreprocessSpec
+from model_store.networks import NetworkOutput
+from model_store.runtimes import Runtime
+
+BATCH_SIZE = 256
+"""Longer arrays are scored in pieces; enough to fill a device, little memory."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a network says of N images, before any threshold.
+
+    logits float32 (N, K), features float32 (N, D), negative_energy float32 (N,), confidence float32 (N,) in (0, 1].
+    """
+
+    logits: Tensor
+    features: Tensor
+    negative_energy: NDArray[np.float32]
+    confidence: NDArray[np.float32]
+
+    @property
+    def class_id(self) -> NDArray[np.int64]:
+        """The most probable class of each image, int64 (N,)."""
+        classes: NDArray[np.int64] = self.logits.argmax(dim=1).numpy()
+        return classes
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Verdicts on N images.
+
+    class_id int64 (N,), confidence float32 (N,), negative_energy float32 (N,), p_value float64 (N,) in (0, 1],
+    is_ood bool (N,).
+    """
+
+    class_id: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    negative_energy: NDArray[np.float32]
+    p_value: NDArray[np.float64]
+    is_ood: NDArray[np.bool_]
+
+
+class Scorer:
+    """Normalise, network, scores: all that comes before the threshold, so all that calibration needs."""
+
+    def __init__(self, runtime: Runtime, preprocess: PreprocessSpec, temperature: float) -> None:
+        self.runtime = runtime
+        self.preprocess = preprocess
+        self.temperature = temperature
+
+    def start(self, images: NDArray[np.uint8]) -> Any:
+        """Begin scoring one batch uint8 (N, H, W, 3), N >= 1.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        height, width = self.preprocess.height, self.preprocess.width
+        if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
+            raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 (N, {height}, {width}, 3), N >= 1")
+        return self.runtime.start(images)
+
+    def finish(self, ticket: Any) -> Scores:
+        """Wait for a batch and score it.
+
+        Raises:
+            FloatingPointError: logits are not finite, so no verdict can be given.
+        """
+        output = self.runtime.finish(ticket)
+        if not bool(torch.isfinite(output.logits).all()):
+            raise FloatingPointError(
+                f"{self.runtime.name} returned logits that are not finite; the weights are damaged"
+            )
+        return self.from_output(output)
+
+    def from_output(self, output: NetworkOutput) -> Scores:
+        """Score logits and features that are on the host."""
+        return Scores(
+            logits=output.logits,
+            features=output.features,
+            negative_energy=scores.negative_energy(output.logits, self.temperature).numpy(),
+            confidence=scores.max_softmax(output.logits).numpy(),
+        )
+
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Score any number of images uint8 (N, H, W, 3), in batches."""
+        pieces = [self.finish(self.start(images[at : at + BATCH_SIZE])) for at in range(0, len(images), BATCH_SIZE)]
+        return self.from_output(
+            NetworkOutput(
+                logits=torch.cat([piece.logits for piece in pieces]),
+                features=torch.cat([piece.features for piece in pieces]),
+            )
+        )
+
+
+class Predictor:
+    """A scorer and its threshold."""
+
+    def __init__(self, scorer: Scorer, calibration_scores: NDArray[np.float32], threshold: np.float32) -> None:
+        self.scorer = scorer
+        self.calibration_scores = calibration_scores
+        self.threshold = threshold
+
+    def start(self, images: NDArray[np.uint8]) -> Any:
+        """Begin predicting one batch uint8 (N, H, W, 3), N >= 1."""
+        return self.scorer.start(images)
+
+    def finish(self, ticket: Any) -> Predictions:
+        """Wait for a batch and judge it."""
+        return self.judge(self.scorer.finish(ticket))
+
+    def judge(self, scored: Scores) -> Predictions:
+        """Turn scores into verdicts: is_ood == (negative_energy <= threshold) == (p_value <= k / (n + 1))."""
+        return Predictions(
+            class_id=scored.class_id,
+            confidence=scored.confidence,
+            negative_energy=scored.negative_energy,
+            p_value=calibration.p_values(scored.negative_energy, self.calibration_scores),
+            is_ood=calibration.is_ood(scored.negative_energy, self.threshold),
+        )
+
+    def predict(self, images: NDArray[np.uint8]) -> Predictions:
+        """Predict any number of images uint8 (N, H, W, 3), in batches."""
+        return self.judge(self.scorer.score(images))

@@ -1,0 +1,64 @@
+"""PyTorch on CUDA or CPU, eager or compiled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model_store.manifest import PreprocessSpec
+from model_store.networks import NetworkOutput, NormalisedNetwork
+
+Mode = Literal["eager", "compiled"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class TorchRuntime:
+    """Runs a network of ours; eager float32 is the reference that every other runtime is held to."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocess: PreprocessSpec,
+        *,
+        device: torch.device,
+        mode: Mode = "eager",
+        precision: Precision = "float32",
+    ) -> None:
+        self.name = f"torch-{mode}-{precision}-{device.type}"
+        self.device = device
+        self.precision = precision
+        pixels_to_logits = NormalisedNetwork(network, preprocess)
+        pixels_to_logits.to(device).to(memory_format=torch.channels_last).eval()
+        self.forward = torch.compile(pixels_to_logits, dynamic=True) if mode == "compiled" else pixels_to_logits
+
+    def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
+        """Launch the forward pass over uint8 (N, H, W, 3); on CUDA without waiting for it."""
+        batch = torch.from_numpy(images)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.inference_mode(), autocast, _ieee_float32():
+            output: NetworkOutput = self.forward(batch.to(self.device, non_blocking=True))
+        return output
+
+    def finish(self, ticket: NetworkOutput) -> NetworkOutput:
+        """Copy logits and features to the host, which waits for them."""
+        return NetworkOutput(logits=ticket.logits.cpu(), features=ticket.features.cpu())
+
+
+@contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """Keep float32 convolutions and products from running in TF32, which moves energies by whole tenths."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,0 +1,112 @@
+"""A store of bundles: (name, version) to a local directory, `<root>/<name>/<version>/`."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model_store.bundle import MANIFEST, BundleDraft, read_manifest, write_bundle
+from model_store.errors import BundleExistsError, BundleNotFoundError, IntegrityError
+
+SHIPPED = Path(__file__).parent / "bundles"
+"""The store inside the package: the bundle that ships."""
+
+
+@dataclass(frozen=True, order=True)
+class BundleRef:
+    """A bundle's name, and its version or None for the newest."""
+
+    name: str
+    version: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "BundleRef":
+        """Read `cifar10` or `cifar10@3`.
+
+        Raises:
+            BundleNotFoundError: the version is no positive integer.
+        """
+        name, at, version = text.partition("@")
+        if at and not (version.isascii() and version.isdigit() and int(version) > 0):
+            raise BundleNotFoundError(
+                f"{text!r}: the version is {version!r}; expected a positive integer, as in {name}@1"
+            )
+        return cls(name, int(version) if at else None)
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+class Store:
+    """Bundles below one directory. Published versions are never changed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def refs(self) -> list[BundleRef]:
+        """Return every published bundle, by name and version; half-copied ones do not count."""
+        manifests = self.root.glob(f"*/*/{MANIFEST}")
+        return sorted(
+            BundleRef(path.parent.parent.name, int(path.parent.name))
+            for path in manifests
+            if path.parent.name.isascii() and path.parent.name.isdigit()
+        )
+
+    def resolve(self, ref: BundleRef) -> Path:
+        """Return the directory of a published bundle.
+
+        Raises:
+            BundleNotFoundError: no such name or version.
+            IntegrityError: the directory holds another bundle than its path says.
+            ManifestError: its manifest is not one.
+        """
+        refs = self.refs()
+        versions = [found.version for found in refs if found.name == ref.name and found.version is not None]
+        version = ref.version or max(versions, default=None)
+        if version not in versions:
+            known = ", ".join(map(str, refs)) or "none"
+            raise BundleNotFoundError(f"no bundle {ref} in {self.root}; there are: {known}")
+        folder = self.root / ref.name / str(version)
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (ref.name, version):
+            raise IntegrityError(f"{folder} holds {manifest.name}@{manifest.version}; expected {ref.name}@{version}")
+        return folder
+
+    def publish(self, draft: BundleDraft, version: int | None = None) -> Path:
+        """Write a draft as the next version of its name, or as `version`; return its directory.
+
+        Whoever else publishes meanwhile, one of them gets a version and the others the next.
+
+        Raises:
+            BundleExistsError: `version` was given and is taken.
+        """
+        family = self.root / draft.manifest.name
+        family.mkdir(parents=True, exist_ok=True)
+        while True:
+            chosen = version or self._next_version(draft.manifest.name)
+            try:
+                return _publish_as(family / str(chosen), draft)
+            except BundleExistsError:
+                if version is not None:
+                    raise
+
+    def _next_version(self, name: str) -> int:
+        taken = [int(path.name) for path in (self.root / name).iterdir() if path.name.isascii() and path.name.isdigit()]
+        return max(taken, default=0) + 1
+
+
+def _publish_as(folder: Path, draft: BundleDraft) -> Path:
+    """Write beside the version's directory, then claim it: a rename onto a directory with files in it fails."""
+    manifest = draft.manifest.model_copy(update={"version": int(folder.name)})
+    incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder.parent))
+    try:
+        write_bundle(incoming, replace(draft, manifest=manifest))
+        incoming.chmod(0o755)
+        incoming.rename(folder)
+    except OSError as err:
+        if not folder.exists():
+            raise
+        raise BundleExistsError(f"{manifest.name}@{folder.name} is published already; versions are immutable") from err
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+    return folder

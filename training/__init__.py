@@ -1,0 +1,1 @@
+"""Make, calibrate, evaluate and publish energy-fine-tuned classifiers, offline."""
