@@ -1,0 +1,60 @@
+"""Augmented batches from sets that stand on the device, or on the host when they do not fit there."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Generator
+
+from training.augment import augment
+from training.config import AugmentSpec
+from training.datasets import ImageSet, place, take
+from training.trainer import Batch
+
+
+class LabelledBatches:
+    """Every image of a set once an epoch, in a new order; the last batch holds what is left."""
+
+    def __init__(self, train: ImageSet, batch_size: int, spec: AugmentSpec, device: torch.device) -> None:
+        self.images = place(train.images, device)
+        self.labels = torch.from_numpy(train.labels).to(device)
+        self.batch_size = batch_size
+        self.spec = spec
+        self.device = device
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __call__(self, generator: Generator) -> Iterator[Batch]:
+        """Yield one epoch of batches."""
+        order = torch.randperm(len(self.images), generator=generator, device=self.device)
+        for index in torch.split(order, self.batch_size):
+            images = augment(take(self.images, index, self.device), self.spec, generator)
+            yield Batch(images, self.labels[index])
+
+
+class OutlierBatches:
+    """Batches of labelled images, each followed by outliers: one forward pass, shared batch-norm statistics.
+
+    Outliers are read in one fixed shuffled order from an offset drawn each epoch, round and round.
+    """
+
+    def __init__(self, labelled: LabelledBatches, outliers: ImageSet, batch_size: int, seed: int) -> None:
+        self.labelled = labelled
+        self.images = place(outliers.images, labelled.device)
+        self.batch_size = batch_size
+        # Sets stand ordered by class; a run of 256 neighbours would be one class.
+        self.order = torch.randperm(len(outliers), generator=Generator().manual_seed(seed)).to(labelled.device)
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __call__(self, generator: Generator) -> Iterator[Batch]:
+        """Yield one epoch of batches, as many as the labelled images fill."""
+        device, n = self.labelled.device, len(self.images)
+        start = torch.randint(n, (), generator=generator, device=device)
+        reach = torch.arange(self.batch_size, device=device)
+        for step, batch in enumerate(self.labelled(generator)):
+            index = self.order[(start + step * self.batch_size + reach) % n]
+            outliers = augment(take(self.images, index, device), self.labelled.spec, generator)
+            yield Batch(torch.cat([batch.images, outliers]), batch.labels)

@@ -1,0 +1,181 @@
+"""ood-train: from images to a calibrated bundle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from model_store.bundle import Bundle, load_bundle
+from model_store.errors import BundleError
+from model_store.store import SHIPPED, BundleRef, Store
+from training import report
+from training.config import read_recipe
+from training.datasets import how_to_get, locate
+from training.errors import TrainingError
+from training.pipeline import Run, evaluate_bundle
+from training.progress import ConsoleProgress
+from training.publish import bundle_ref
+
+app = typer.Typer(
+    help="Train, calibrate, evaluate and publish classifiers that know when they don't know.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="NAME or NAME@VERSION.")]
+DataOption = Annotated[Path, typer.Option("--data", help="The folder that holds the image sets.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="The run's folder; runs/RECIPE by default.")]
+StoreOption = Annotated[Path, typer.Option("--store", envvar="OOD_STORE", help="The store's directory.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu; CUDA where there is one.")]
+
+DATA, STORE = Path("data"), Path("store")
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    data: DataOption = DATA,
+    run_folder: RunOption = None,
+    store: StoreOption = STORE,
+    device: DeviceOption = None,
+) -> None:
+    """Run every stage of a recipe, from images to a published bundle; after a kill, run it again to resume."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        folder = opened.all(Store(store))
+    if folder is None:
+        console.print(f"{opened.recipe.name} holds out no calibration images: evaluated, not published")
+    else:
+        typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+) -> None:
+    """Train the classifier."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        opened.pretrain()
+
+
+@app.command()
+def finetune(
+    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+) -> None:
+    """Drive the energies of in-distribution images and outliers apart, from the classifier's weights."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        opened.finetune()
+
+
+@app.command()
+def calibrate(
+    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+) -> None:
+    """Set the threshold on the held-out images."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        spec = opened.calibrate().spec
+    typer.echo(
+        f"flags negative_energy <= {spec.threshold:.4f}: {spec.method}, alpha {spec.alpha}, k {spec.k} of {spec.n}"
+    )
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    data: DataOption = DATA,
+    run_folder: RunOption = None,
+    bundle: Annotated[str | None, typer.Option(help="A published bundle instead of the run's network.")] = None,
+    store: StoreOption = SHIPPED,
+    device: DeviceOption = None,
+) -> None:
+    """Measure the run's network on the recipe's test sets, or with --bundle a published one."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        evaluation = opened.evaluate() if bundle is None else evaluate_bundle(_load(bundle, store, device), opened)
+    Console().print(Markdown(report.tables(evaluation)))
+
+
+@app.command()
+def publish(
+    recipe: RecipeArgument,
+    data: DataOption = DATA,
+    run_folder: RunOption = None,
+    store: StoreOption = STORE,
+    device: DeviceOption = None,
+) -> None:
+    """Put an evaluated run into a bundle of the store."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        folder = opened.publish(Store(store))
+    typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command("data")
+def show_data(recipe: RecipeArgument = Path("cifar10"), data: DataOption = DATA) -> None:
+    """Show which of a recipe's image sets are there, and how to get the others."""
+    table = Table("role", "set", "found", box=None)
+    missing = []
+    for role, source in read_recipe(recipe).data.sources().items():
+        found = locate(source, data)
+        table.add_row(role, source, str(found) if found else "[red]missing[/]")
+        if found is None:
+            missing.append(source)
+    Console().print(table)
+    for source in missing:
+        typer.echo(f"\n{source}: {how_to_get(source, data)}")
+    if missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def card(
+    bundle: BundleArgument,
+    store: StoreOption = SHIPPED,
+    out: Annotated[Path | None, typer.Option(help="Write the model card here instead of to standard output.")] = None,
+    readme: Annotated[Path | None, typer.Option(help="Renew the results between this document's markers.")] = None,
+) -> None:
+    """Write a bundle's model card, and its results into a README, from its manifest."""
+    loaded = _load(bundle, store, "cpu")
+    if readme is not None:
+        readme.write_text(report.replace_block(readme.read_text(), report.readme_block(loaded)))
+    if out is not None:
+        out.write_text(report.model_card(loaded))
+    if readme is None and out is None:
+        typer.echo(report.model_card(loaded))
+
+
+@contextmanager
+def _opened(recipe_path: Path, data: Path, folder: Path | None, device: str | None) -> Iterator[Run]:
+    recipe = read_recipe(recipe_path)
+    with ConsoleProgress(console) as progress:
+        yield Run(recipe, data, folder or Path("runs") / recipe.name, _device(device), progress, progress.say)
+
+
+def _load(bundle: str, store: Path, device: str | None) -> Bundle:
+    return load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=_device(device))
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as err:
+        raise typer.BadParameter(f"{name!r} is no device; expected cpu, cuda or cuda:N") from err
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"{name!r} asked for, but PyTorch finds no CUDA device here; use --device cpu")
+    return device
+
+
+def main() -> None:
+    """Run the command; what a user can mend ends it with a message and exit status 1."""
+    try:
+        app()
+    except (TrainingError, BundleError) as err:
+        typer.echo(f"ood-train: {err}", err=True)
+        raise SystemExit(1) from None

@@ -1,0 +1,177 @@
+"""The recipe: one TOML file is one experiment. Unknown keys fail."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from model_store.manifest import BundleName, Fraction, Frozen, NetworkSpec, OpenFraction, PreprocessSpec
+from training.errors import RecipeError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class DataSpec(Frozen):
+    """The image sets, each a path below the data folder (`cifar10/train`) or `torchvision:CIFAR10:train`."""
+
+    train: str
+    test: str
+    outliers: str
+    far_ood: dict[str, str] = Field(default_factory=dict)
+    near_ood: dict[str, str] = Field(default_factory=dict)
+    """OOD test sets by the name they get in tables; the far ones make the mean."""
+    calibration_images: int = Field(ge=0)
+    """Training images held out for calibration, stratified and seeded; 0 trains on all and calibrates nothing."""
+    reencode_jpeg_quality: int | None = Field(default=None, ge=1, le=100)
+    """Re-encode every set alike, so that sets of different encodings may be mixed."""
+
+    def sources(self) -> dict[str, str]:
+        """Return every set's source by its role."""
+        ood = {f"ood {name}": source for name, source in (self.far_ood | self.near_ood).items()}
+        return {"train": self.train, "outliers": self.outliers, "test": self.test} | ood
+
+
+class JpegAugment(Frozen):
+    """Re-encode a share of every batch as JPEG, each image with a quality of its own."""
+
+    share: Fraction
+    quality_min: int = Field(ge=1, le=100)
+    quality_max: int = Field(ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _quality_is_a_range(self) -> "JpegAugment":
+        if self.quality_min > self.quality_max:
+            raise ValueError(f"quality_min is {self.quality_min}, above quality_max {self.quality_max}")
+        return self
+
+
+class AugmentSpec(Frozen):
+    """Random changes of each training image, the same for in-distribution and outliers."""
+
+    flip: bool = True
+    crop_padding: int = Field(default=4, ge=0)
+    jpeg: JpegAugment | None = None
+
+
+class CrossEntropySpec(Frozen):
+    """Plain classification."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+class EnergyBoundedSpec(Frozen):
+    """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
+
+    kind: Literal["energy_bounded"] = "energy_bounded"
+    margin_in: float
+    margin_out: float
+    weight: float = Field(default=0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _margins_are_ordered(self) -> "EnergyBoundedSpec":
+        if self.margin_in >= self.margin_out:
+            raise ValueError(
+                f"margin_in is {self.margin_in}, margin_out {self.margin_out}; in-distribution energies are the lower "
+                "ones, so margin_in must be below margin_out (the paper: -23 and -5)"
+            )
+        return self
+
+
+class OutlierExposureSpec(Frozen):
+    """Cross-entropy plus uniform predictions on outliers (Hendrycks et al., 2019)."""
+
+    kind: Literal["outlier_exposure"] = "outlier_exposure"
+    weight: float = Field(default=0.5, ge=0)
+
+
+ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | OutlierExposureSpec
+
+
+class OptimisationSpec(Frozen):
+    """SGD with Nesterov momentum; the learning rate falls from its first value to 1e-6 on a half cosine, per step."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0)
+    momentum: Fraction = 0.9
+    weight_decay: float = Field(default=5e-4, ge=0)
+
+
+class PretrainSpec(OptimisationSpec):
+    """The classifier, by cross-entropy."""
+
+
+class FinetuneSpec(OptimisationSpec):
+    """From the classifier's weights, with outliers in every batch."""
+
+    outlier_batch_size: int = Field(ge=1)
+    objective: Annotated[EnergyBoundedSpec | OutlierExposureSpec, Field(discriminator="kind")]
+
+
+class ExecutionSpec(Frozen):
+    """How training steps run. The last layer, energies and losses are float32 whatever the precision."""
+
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    compile: bool = False
+
+
+class CalibrateSpec(Frozen):
+    """How the threshold is set on the held-out images' negative energies."""
+
+    method: Literal["empirical", "conformal", "pac"] = "conformal"
+    alpha: OpenFraction = 0.05
+    delta: OpenFraction | None = None
+    temperature: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _delta_is_the_pac_methods(self) -> "CalibrateSpec":
+        if (self.method == "pac") != (self.delta is not None):
+            raise ValueError(
+                f"method is {self.method!r}, delta {self.delta}; 'pac' needs a delta, the others take none"
+            )
+        return self
+
+
+class EvaluateSpec(Frozen):
+    """The test protocol: the mean over `draws` of 2,000 OOD images each."""
+
+    draws: int = Field(default=10, ge=1)
+
+
+class Recipe(Frozen):
+    """One experiment, whole."""
+
+    name: BundleName
+    description: str
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    network: NetworkSpec
+    preprocess: PreprocessSpec
+    data: DataSpec
+    augment: AugmentSpec
+    execution: ExecutionSpec = ExecutionSpec()
+    pretrain: PretrainSpec
+    finetune: FinetuneSpec
+    calibrate: CalibrateSpec = CalibrateSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe file; a bare name (`cifar10`) is one of the recipes that come with the package.
+
+    Raises:
+        RecipeError: no such file, no TOML, or fields that are missing, unknown or out of range.
+    """
+    shipped = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
+    if not path.exists() and path.parent == Path() and shipped.exists():
+        path = shipped
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise RecipeError(f"no recipe at {path}; the package has {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise RecipeError(f"{path} is not TOML: {err}") from err
+    except ValidationError as err:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in err.errors())
+        raise RecipeError(f"{path}: {faults}") from err

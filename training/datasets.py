@@ -1,0 +1,268 @@
+"""Image sets, whatever form they come in: a folder per class, an .npz, or one of torchvision's data sets."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_store import images
+from model_store.errors import ImageError
+from model_store.manifest import PreprocessSpec
+from training import encode
+from training.errors import DataError
+from training.torchvision_sets import TORCHVISION, download_command, locate_torchvision, read_torchvision
+
+RESIDENT_BYTES = 4 * 2**30
+"""A larger set of files is decoded into a memory-mapped file beside it, and streamed from there."""
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images uint8 (N, H, W, 3) as the network takes them, labels int64 (N,) that index `classes`.
+
+    `encoding` is how the pixels were stored before they came here: "lossless", "jpeg", "webp", or several joined
+    by "+". `fingerprint` is the SHA-256 of pixels and labels.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    encoding: str
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, index: NDArray[np.intp]) -> "ImageSet":
+        """Return the images at `index`, in that order, under the same fingerprint."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+
+def locate(source: str, data_dir: Path) -> Path | None:
+    """Return where a set of a recipe is, or None if it is not there.
+
+    Raises:
+        DataError: a torchvision source that torchvision has not.
+    """
+    if source.startswith(TORCHVISION):
+        return locate_torchvision(source, data_dir)
+    places = (data_dir / f"{source}.npz", data_dir / source)
+    return next((path for path in places if path.exists()), None)
+
+
+def how_to_get(source: str, data_dir: Path) -> str:
+    """Return what a user does to make a missing set appear."""
+    if source.startswith(TORCHVISION):
+        return f"To download it: {download_command(source, data_dir)}"
+    return (
+        f"Put {data_dir / source}.npz there (images uint8 (N, H, W, 3), labels, classes), or a folder "
+        f"{data_dir / source}/ with a sub-folder of image files a class, or name another set in the recipe, such as "
+        "torchvision:CIFAR10:train"
+    )
+
+
+def load_set(source: str, data_dir: Path, preprocess: PreprocessSpec, reencode_jpeg_quality: int | None) -> ImageSet:
+    """Load a set by its name in the recipe: `cifar10/train` or `torchvision:CIFAR10:train`.
+
+    A path stands for `<data_dir>/<path>.npz` or a folder of images, one folder per class or flat.
+
+    Raises:
+        DataError: the set is missing, empty, or holds what is no image; a file is named by its path.
+    """
+    found = locate(source, data_dir)
+    if found is None:
+        raise DataError(f"no set {source!r} in {data_dir}. {how_to_get(source, data_dir)}")
+    if source.startswith(TORCHVISION):
+        pixels, labels, classes, encoding = read_torchvision(source, data_dir, preprocess)
+    elif found.is_file():
+        pixels, labels, classes, encoding = _read_npz(found, preprocess)
+    else:
+        pixels, labels, classes, encoding = _read_folder(found, preprocess)
+    if len(pixels) == 0:
+        raise DataError(f"set {source!r} in {data_dir} holds no images")
+    if reencode_jpeg_quality is not None:
+        pixels = _reencode(pixels, reencode_jpeg_quality, preprocess)
+        encoding = f"jpeg{reencode_jpeg_quality}"
+    return ImageSet(source, pixels, labels, tuple(classes), encoding, _fingerprint(pixels, labels))
+
+
+def require_one_encoding(sets: Sequence[ImageSet]) -> None:
+    """Refuse roles that were stored differently: a network would learn the codec's artefacts as the cue.
+
+    Raises:
+        DataError: the encodings differ, or one set mixes several.
+    """
+    encodings = {image_set.encoding for image_set in sets}
+    if len(encodings) > 1 or any("+" in encoding for encoding in encodings):
+        listing = ", ".join(f"{image_set.name}: {image_set.encoding}" for image_set in sets)
+        raise DataError(
+            f"the sets differ in encoding ({listing}), and its artefacts would become the cue; use sets of one "
+            "encoding, or set data.reencode_jpeg_quality in the recipe to re-encode all of them alike"
+        )
+
+
+def require_classes(image_set: ImageSet, num_classes: int) -> None:
+    """Refuse a labelled set that does not hold every class of the network.
+
+    Raises:
+        DataError: fewer than two classes, another number than the network's, or a class without images.
+    """
+    if len(image_set.classes) != num_classes or num_classes < 2:
+        raise DataError(
+            f"{image_set.name} has {len(image_set.classes)} classes ({', '.join(image_set.classes[:12])}); "
+            f"the recipe's network has {num_classes}, and a classifier needs at least 2"
+        )
+    counts = np.bincount(image_set.labels, minlength=num_classes)
+    if empty := [name for name, count in zip(image_set.classes, counts, strict=True) if count == 0]:
+        raise DataError(f"{image_set.name} has no images of class {', '.join(empty)}")
+
+
+def split_calibration(train: ImageSet, calibration_images: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split a training set, stratified by class and seeded, into (what is trained on, what calibrates).
+
+    Raises:
+        DataError: a class would have no image left to train on.
+    """
+    num_classes = len(train.classes)
+    generator = np.random.default_rng(seed)
+    shares = np.full(num_classes, calibration_images // num_classes)
+    shares[: calibration_images % num_classes] += 1
+    held_out = []
+    for label, share in enumerate(shares):
+        members = np.flatnonzero(train.labels == label)
+        if share >= len(members):
+            raise DataError(
+                f"{train.name} has {len(members)} images of class {train.classes[label]}; holding out {share} of them "
+                f"for calibration (calibration_images = {calibration_images}) leaves none to train on"
+            )
+        held_out.append(generator.choice(members, share, replace=False))
+    calibration = np.sort(np.concatenate(held_out))
+    return train.subset(np.setdiff1d(np.arange(len(train)), calibration)), train.subset(calibration)
+
+
+def place(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return uint8 images as a tensor on `device` if they take at most half of its free memory, else on the host."""
+    tensor = torch.from_numpy(pixels)
+    if device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return tensor.to(device)
+    return tensor
+
+
+def take(pixels: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """Gather rows of a placed set into one batch on `device`; from the host they travel through pinned memory."""
+    batch = pixels[index.to(pixels.device)]
+    if batch.device == device:
+        return batch
+    return batch.pin_memory().to(device, non_blocking=True)
+
+
+def _read_npz(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
+    """Read `images` uint8 (N, H, W, 3), and if there, `labels`, `classes` and `encoding` ("lossless" otherwise)."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            pixels = archive["images"]
+            labels = archive["labels"] if "labels" in archive else np.zeros(len(pixels), np.int64)
+            classes = [str(name) for name in archive["classes"]] if "classes" in archive else None
+            encoding = str(archive["encoding"]) if "encoding" in archive else "lossless"
+    except (BadZipFile, EOFError, KeyError, OSError, ValueError) as err:
+        raise DataError(f"{path} is no .npz with an array `images`: {err}") from err
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise DataError(f"{path}: images are {pixels.dtype} {pixels.shape}; expected uint8 (N, H, W, 3)")
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected integers ({len(pixels)},)")
+    if classes is None:
+        classes = [str(label) for label in range(int(labels.max(initial=0)) + 1)]
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(f"{path}: labels span {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}")
+    return fit_all(pixels, preprocess), labels.astype(np.int64), classes, encoding
+
+
+def fit_all(pixels: NDArray[np.uint8], preprocess: PreprocessSpec) -> NDArray[np.uint8]:
+    """Fit a stack of decoded images uint8 (N, H, W, 3) to (N, height, width, 3)."""
+    if pixels.shape[1:3] == (preprocess.height, preprocess.width):
+        return pixels
+    fitted = [images.fit(image, preprocess) for image in pixels]
+    return np.stack(fitted) if fitted else np.empty((0, preprocess.height, preprocess.width, 3), np.uint8)
+
+
+def _read_folder(
+    folder: Path, preprocess: PreprocessSpec
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
+    class_dirs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = [sorted(_image_files(path)) for path in class_dirs or [folder]]
+    paths = [path for members in files for path in members]
+    labels = np.repeat(np.arange(len(files)), [len(members) for members in files]).astype(np.int64)
+    pixels = _allocate((len(paths), preprocess.height, preprocess.width, 3), folder)
+    encodings = set()
+    with ThreadPoolExecutor() as pool:
+        for row, (image, encoding) in enumerate(pool.map(lambda path: _read_file(path, preprocess), paths)):
+            pixels[row] = image
+            encodings.add(encoding)
+    return pixels, labels, [path.name for path in class_dirs or [folder]], "+".join(sorted(encodings))
+
+
+def _image_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
+    if math.prod(shape) <= RESIDENT_BYTES:
+        return np.empty(shape, np.uint8)
+    return np.lib.format.open_memmap(folder.with_suffix(".decoded.npy"), mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], str]:
+    try:
+        encoded = path.read_bytes()
+        return images.load(encoded, preprocess), _encoding(encoded)
+    except (ImageError, OSError) as err:
+        raise DataError(f"{path}: {err}") from err
+
+
+def _encoding(encoded: bytes) -> Literal["jpeg", "webp", "avif", "jpeg2000", "lossless"]:
+    if encoded.startswith(b"\xff\xd8"):
+        return "jpeg"
+    if encoded[8:16] == b"WEBPVP8 ":
+        return "webp"
+    if encoded[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif"
+    if encoded[4:12] == b"jP  \r\n\x87\n":
+        return "jpeg2000"
+    return "lossless"
+
+
+def _reencode(pixels: NDArray[np.uint8], quality: int, preprocess: PreprocessSpec) -> NDArray[np.uint8]:
+    def through_jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return images.load(encode.jpeg(image, quality), preprocess)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(through_jpeg, pixels)))
+
+
+def _fingerprint(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    for start in range(0, len(pixels), 4096):
+        digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
+    digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def describe(image_set: ImageSet) -> dict[str, Any]:
+    """Return what the manifest says of a set: name, number of images, encoding, fingerprint."""
+    return {
+        "name": image_set.name,
+        "images": len(image_set),
+        "encoding": image_set.encoding,
+        "sha256": image_set.fingerprint,
+    }

@@ -1,0 +1,21 @@
+"""What can go wrong offline. Messages say what was given, what is allowed and what to do."""
+
+
+class TrainingError(Exception):
+    """Any failure of the offline stages that a user can mend."""
+
+
+class RecipeError(TrainingError):
+    """A recipe that cannot be read or that asks for the impossible."""
+
+
+class DataError(TrainingError):
+    """Images that are missing, unreadable, or not fit for their role."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer finite."""
+
+
+class ResumeError(TrainingError):
+    """A run folder that holds results of another recipe."""

@@ -1,0 +1,56 @@
+"""Stage 2: energies of in-distribution images and of outliers are driven apart, from the classifier's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_store.networks import build_network
+from training.batches import LabelledBatches, OutlierBatches
+from training.config import Recipe
+from training.datasets import ImageSet
+from training.losses import make_objective
+from training.pretrain import pretrain_inputs
+from training.run_folder import read_weights
+from training.trainer import Progress, Stage, train_or_load
+
+
+def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet) -> dict[str, Any]:
+    """Return all that the fine-tuned weights depend on."""
+    return {
+        **pretrain_inputs(recipe, train_set),
+        "finetune": recipe.finetune.model_dump(),
+        "outliers": {"sha256": outliers.fingerprint, "images": len(outliers)},
+    }
+
+
+def finetune(
+    recipe: Recipe,
+    train_set: ImageSet,
+    outliers: ImageSet,
+    pretrained: Path,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+) -> nn.Module:
+    """Fine-tune the classifier in the folder `pretrained`, or resume or load what `folder` holds; return it.
+
+    Raises:
+        ResumeError: the classifier is not trained, or `folder` holds another recipe's network.
+        DivergedError: the loss is not finite.
+    """
+    network = build_network(recipe.network)
+    read_weights(pretrained, network)
+    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.augment, device)
+    stage = Stage(
+        name="finetune",
+        objective=make_objective(recipe.finetune.objective),
+        batches=OutlierBatches(labelled, outliers, recipe.finetune.outlier_batch_size, recipe.seed),
+        optimisation=recipe.finetune,
+        execution=recipe.execution,
+        seed=recipe.seed,
+        folder=folder,
+    )
+    train_or_load(network, recipe.preprocess, stage, finetune_inputs(recipe, train_set, outliers), device, progress)
+    return network

@@ -1,0 +1,49 @@
+"""Stage 1: a classifier, from scratch, by cross-entropy."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model_store.networks import build_network
+from training.batches import LabelledBatches
+from training.config import CrossEntropySpec, Recipe
+from training.datasets import ImageSet
+from training.losses import make_objective
+from training.trainer import Progress, Stage, train_or_load
+
+
+def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
+    """Return all that the classifier's weights depend on."""
+    return {
+        "seed": recipe.seed,
+        "network": recipe.network.model_dump(),
+        "preprocess": recipe.preprocess.model_dump(),
+        "augment": recipe.augment.model_dump(),
+        "execution": recipe.execution.model_dump(),
+        "pretrain": recipe.pretrain.model_dump(),
+        "train": {"sha256": train_set.fingerprint, "images": len(train_set)},
+    }
+
+
+def pretrain(recipe: Recipe, train_set: ImageSet, folder: Path, device: torch.device, progress: Progress) -> nn.Module:
+    """Train the recipe's network, or resume or load it from `folder`; return it.
+
+    Raises:
+        ResumeError: `folder` holds another recipe's classifier.
+        DivergedError: the loss is not finite.
+    """
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.network)
+    stage = Stage(
+        name="pretrain",
+        objective=make_objective(CrossEntropySpec()),
+        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device),
+        optimisation=recipe.pretrain,
+        execution=recipe.execution,
+        seed=recipe.seed,
+        folder=folder,
+    )
+    train_or_load(network, recipe.preprocess, stage, pretrain_inputs(recipe, train_set), device, progress)
+    return network

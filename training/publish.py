@@ -1,0 +1,159 @@
+"""Stage 5: everything into one bundle."""
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import model_store
+from model_store import images
+from model_store.bundle import GOLDEN, BundleDraft, load_bundle, read_manifest
+from model_store.manifest import Evaluation, Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
+from model_store.predictor import Predictor
+from model_store.store import BundleRef, Store
+from training import encode
+from training.calibrate import Calibrated
+from training.config import Recipe
+from training.datasets import ImageSet
+
+VERDICT = "negative_energy"
+TOLERANCE = 0.02
+"""Float32 on other processors and compilers moves energies of 5 to 25 by some 1e-5; another decoder, by tenths."""
+LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
+
+
+def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[GoldenImage, ...], dict[str, bytes]]:
+    """Choose, of each class, the held-out image the network is surest of, and what it makes of its file.
+
+    By turns they are stored as PNG, as JPEG and as an enlarged photograph, so that the decoder is held to account.
+    """
+    scores = predictor.scorer.score(held_out.images)
+    spec, files = predictor.scorer.preprocess, {}
+    for label, name in enumerate(held_out.classes):
+        members = np.flatnonzero(held_out.labels == label)
+        image = held_out.images[members[scores.logits[members, label].argmax()]]
+        match label % 3:
+            case 0:
+                files[f"{GOLDEN}/{name}.png"] = encode.png(image)
+            case 1:
+                files[f"{GOLDEN}/{name}.jpg"] = encode.jpeg(image, quality=90)
+            case _:
+                shorter_side = 3 * min(spec.height, spec.width)
+                files[f"{GOLDEN}/{name}-enlarged.jpg"] = encode.enlarged_jpeg(image, shorter_side, quality=90)
+    predictions = predictor.predict(np.stack([images.load(file, spec) for file in files.values()]))
+    golden = tuple(
+        GoldenImage(file=file, class_id=int(class_id), negative_energy=round(float(negative_energy), 5))
+        for file, class_id, negative_energy in zip(
+            files, predictions.class_id, predictions.negative_energy, strict=True
+        )
+    )
+    return golden, files
+
+
+def provenance(
+    recipe: Recipe, data: Mapping[str, ImageSet], device: torch.device, stage_seconds: dict[str, float], created: str
+) -> Provenance:
+    """Return where a bundle comes from; `data` holds its sets by role."""
+    return Provenance(
+        created=created,
+        code_version=_code_version(),
+        recipe=recipe.model_dump(mode="json"),
+        seed=recipe.seed,
+        data=tuple(
+            ImageSetRecord(role=role, name=s.name, images=len(s), encoding=s.encoding, sha256=s.fingerprint)
+            for role, s in data.items()
+        ),
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        hardware=_hardware(device),
+        stage_seconds={stage: round(seconds, 1) for stage, seconds in stage_seconds.items()},
+    )
+
+
+def draft_bundle(
+    recipe: Recipe,
+    network: nn.Module,
+    predictor: Predictor,
+    calibrated: Calibrated,
+    held_out: ImageSet,
+    evaluation: Evaluation | None,
+    origin: Provenance,
+) -> BundleDraft:
+    """Put a bundle together; its version is given by the store."""
+    golden, files = golden_images(predictor, held_out)
+    manifest = Manifest(
+        name=recipe.name,
+        version=1,
+        description=recipe.description,
+        network=recipe.network,
+        classes=held_out.classes,
+        preprocess=recipe.preprocess,
+        decoder=images.DECODER,
+        execution=Execution(precision="float32", tolerance=TOLERANCE),
+        temperature=recipe.calibrate.temperature,
+        verdict=VERDICT,
+        calibrations={VERDICT: calibrated.spec},
+        golden=golden,
+        evaluation=evaluation,
+        provenance=origin,
+        files={},
+    )
+    return BundleDraft(manifest, network.state_dict(), {VERDICT: calibrated.scores}, files)
+
+
+def publish(store: Store, draft: BundleDraft) -> Path:
+    """Publish a draft and load it back; a bundle that equals it in all but its version is found instead.
+
+    Raises:
+        BundleError: the bundle cannot be written, or does not replay its own golden images.
+    """
+    folder = _published(store, draft) or store.publish(draft)
+    load_bundle(folder)
+    return folder
+
+
+def _published(store: Store, draft: BundleDraft) -> Path | None:
+    for ref in store.refs():
+        if ref.name == draft.manifest.name:
+            folder = store.resolve(ref)
+            unversioned = {"version": draft.manifest.version, "files": {}}
+            if read_manifest(folder).model_copy(update=unversioned) == draft.manifest:
+                return folder
+    return None
+
+
+def bundle_ref(folder: Path) -> BundleRef:
+    """Return the reference of a published bundle's directory."""
+    return BundleRef(folder.parent.name, int(folder.name))
+
+
+def _code_version() -> str:
+    """Return the package's version and, in a git checkout, its commit."""
+    root = Path(__file__).parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return model_store.__version__
+    return f"{model_store.__version__}+{described}"
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = (
+        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
