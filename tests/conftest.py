@@ -1,0 +1,49 @@
+"""Which tests run where: GPU tests need a device, `images` tests a folder; in CI nothing else may be skipped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "TEST_IMAGES" not in os.environ:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("images")])
+        items[:] = [item for item in items if not item.get_closest_marker("images")]
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if (
+        report.skipped
+        and os.environ.get("CI")
+        and not item.get_closest_marker("gpu")
+        and not hasattr(report, "wasxfail")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def image_sets() -> Path:
+    """A few hundred real images: cifar10 (train, test), outliers, svhn, textures."""
+    return DATA / "images"
+
+
+@pytest.fixture(scope="session")
+def full_image_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The full image sets of TEST_IMAGES, unpacked as .npz."""
+    source, target = Path(os.environ["TEST_IMAGES"]), tmp_path_factory.mktemp("image-sets")
+    subprocess.run([sys.executable, source / "unpack.py", "--to", target, "--npz"], check=True, capture_output=True)
+    return target

@@ -1,0 +1,236 @@
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model_store.bundle import CALIBRATION, MANIFEST, WEIGHTS, BundleDraft, load_bundle, read_manifest
+from model_store.errors import (
+    BundleError,
+    CalibrationError,
+    GoldenMismatchError,
+    IncompleteBundleError,
+    IntegrityError,
+    ManifestError,
+    NetworkMismatchError,
+)
+from model_store.manifest import WideResNetSpec
+from model_store.networks import build_network
+from model_store.predictor import Scorer
+from model_store.store import Store
+
+
+def test_bundle_round_trip_predicts_what_the_network_predicted(
+    bundle_folder: Path, scorer: Scorer, test_images: np.ndarray
+) -> None:
+    loaded = load_bundle(bundle_folder)
+    expected = scorer.score(test_images)
+    predictions = loaded.predictor.predict(test_images)
+    np.testing.assert_array_equal(predictions.negative_energy, expected.negative_energy)
+    np.testing.assert_array_equal(predictions.class_id, expected.class_id)
+    assert loaded.sha256 == hashlib.sha256((bundle_folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_bundle_is_portable(bundle_folder: Path, tmp_path: Path, test_images: np.ndarray) -> None:
+    moved = shutil.copytree(bundle_folder, tmp_path / "elsewhere")
+    expected = load_bundle(bundle_folder).predictor.predict(test_images)
+    np.testing.assert_array_equal(load_bundle(moved).predictor.predict(test_images).p_value, expected.p_value)
+
+
+def test_bundle_holds_no_pickles(bundle_folder: Path) -> None:
+    suffixes = {path.suffix for path in bundle_folder.rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors", ".png"}
+
+
+def _edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    fields = json.loads((folder / MANIFEST).read_text())
+    change(fields)
+    (folder / MANIFEST).write_text(json.dumps(fields))
+
+
+def _rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file and make the manifest agree: what no checksum can find."""
+    (folder / name).write_bytes(content)
+
+    def change(fields: dict[str, Any]) -> None:
+        fields["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+    _edit_manifest(folder, change)
+
+
+def _refused(folder: Path, error: type[BundleError], *parts: str) -> None:
+    with pytest.raises(error) as caught:
+        load_bundle(folder)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CALIBRATION, "golden/0.png"])
+def test_truncated_file_is_refused(bundle_folder: Path, name: str) -> None:
+    content = (bundle_folder / name).read_bytes()
+    (bundle_folder / name).write_bytes(content[:-1])
+    _refused(bundle_folder, IntegrityError, name, f"{len(content) - 1} bytes", f"expected {len(content)}")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CALIBRATION, "golden/0.png"])
+def test_edited_file_is_refused(bundle_folder: Path, name: str) -> None:
+    content = bytearray((bundle_folder / name).read_bytes())
+    expected = hashlib.sha256(content).hexdigest()
+    content[-1] ^= 1
+    (bundle_folder / name).write_bytes(content)
+    _refused(bundle_folder, IntegrityError, name, hashlib.sha256(content).hexdigest(), expected)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, CALIBRATION, "golden/2.png"])
+def test_half_copied_bundle_is_refused(bundle_folder: Path, name: str) -> None:
+    (bundle_folder / name).unlink()
+    _refused(bundle_folder, IncompleteBundleError, name)
+
+
+def test_newer_schema_is_refused(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields.update(schema_version=2, surprise=True))
+    _refused(bundle_folder, ManifestError, MANIFEST, "schema_version 2", "reads 1", "update energy-ood")
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda f: f.update(surprise=1), ("surprise",)),
+        (lambda f: f.pop("temperature"), ("temperature",)),
+        (lambda f: f.update(temperature=0), ("temperature", "0")),
+        (lambda f: f.update(temperature=float("nan")), ("temperature",)),
+        (lambda f: f["preprocess"].update(std=[0.2, 0, 0.2]), ("std",)),
+        (lambda f: f["preprocess"].update(resize_to=16), ("resize_to", "16", "32")),
+        (lambda f: f["network"].update(kind="alexnet"), ("network", "alexnet")),
+        (lambda f: f["classes"].append("zebra"), ("11 classes", "10 outputs")),
+        (lambda f: f["files"].update({"../../etc/passwd": f["files"][WEIGHTS]}), ("../../etc/passwd",)),
+        (lambda f: f.update(name="cifar10-bytes"), ("cifar10-bytes",)),
+        (lambda f: f.update(name="a@b"), ("a@b",)),
+        (lambda f: f["calibrations"]["negative_energy"].update(k=9999), ("9999",)),
+        (lambda f: f["files"].pop(WEIGHTS), (WEIGHTS, "missing")),
+    ],
+)
+def test_impossible_manifest_is_refused(
+    bundle_folder: Path, change: Callable[[dict[str, Any]], None], parts: tuple[str, ...]
+) -> None:
+    _edit_manifest(bundle_folder, change)
+    _refused(bundle_folder, ManifestError, MANIFEST, *parts)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_manifest_that_is_no_json_object_is_refused(bundle_folder: Path, content: bytes) -> None:
+    (bundle_folder / MANIFEST).write_bytes(content)
+    _refused(bundle_folder, ManifestError, MANIFEST)
+
+
+def test_wrong_architecture_is_refused(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["network"].update(widen_factor=2))
+    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "bn.bias is float32 (64,)", "(128,)")
+
+
+def test_deeper_architecture_is_refused(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=16))
+    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "stages.1", "depth=16")
+
+
+def test_depth_that_no_network_has_is_refused(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=17))
+    _refused(bundle_folder, NetworkMismatchError, "17", "16, 22")
+
+
+def test_weights_of_another_type_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(bundle_folder / WEIGHTS)
+    save_file(weights | {"head.bias": weights["head.bias"].double()}, tmp_path / "w")
+    _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
+    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "head.bias is float64 (10,)", "float32 (10,)")
+
+
+def test_weights_that_are_no_safetensors_are_refused(bundle_folder: Path) -> None:
+    _rewrite(bundle_folder, WEIGHTS, b"\x80\x04 a pickle, say")
+    _refused(bundle_folder, NetworkMismatchError, WEIGHTS)
+
+
+def test_other_weights_are_refused_by_the_golden_images(bundle_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(bundle_folder / WEIGHTS)
+    save_file(weights | {"head.bias": weights["head.bias"] + 0.01}, tmp_path / "w")
+    _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
+    _refused(bundle_folder, GoldenMismatchError, "golden/0.png", "expected", "0.001")
+
+
+def test_weights_with_nan_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(bundle_folder / WEIGHTS)
+    save_file(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w")
+    _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
+    _refused(bundle_folder, GoldenMismatchError, "not finite")
+
+
+def test_preprocessing_of_another_bundle_is_refused_by_the_golden_images(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["preprocess"].update(mean=[0.5, 0.5, 0.5]))
+    _refused(bundle_folder, GoldenMismatchError, "golden/0.png")
+
+
+def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: Path) -> None:
+    def change(fields: dict[str, Any]) -> None:
+        calibration = fields["calibrations"]["negative_energy"]
+        calibration["histogram_edges"] = [
+            1.5 if edge == calibration["threshold"] else edge for edge in calibration["histogram_edges"]
+        ]
+        calibration["histogram_edges"].sort()
+        calibration["threshold"] = 1.5
+
+    _edit_manifest(bundle_folder, change)
+    _refused(bundle_folder, CalibrationError, "threshold is 1.5", CALIBRATION)
+
+
+def test_calibration_scores_of_another_length_are_refused(
+    bundle_folder: Path, draft: BundleDraft, store: Store
+) -> None:
+    short = replace(draft, calibration_scores={"negative_energy": draft.calibration_scores["negative_energy"][:50]})
+    with pytest.raises(CalibrationError, match=r"\(50,\).*expected negative_energy \(200,\)"):
+        load_bundle(store.publish(short))
+
+
+def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
+    _rewrite(bundle_folder, "golden/0.png", b"not an image")
+    _refused(bundle_folder, GoldenMismatchError, "golden")
+
+
+def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_images: np.ndarray) -> None:
+    eager = load_bundle(bundle_folder).predictor.predict(test_images[:5])
+    compiled = load_bundle(bundle_folder, mode="compiled").predictor.predict(test_images[:5])
+    np.testing.assert_allclose(compiled.negative_energy, eager.negative_energy, atol=1e-4)
+
+
+def test_torchvision_network_goes_through_a_bundle(draft: BundleDraft, store: Store) -> None:
+    from model_store.manifest import TorchvisionSpec
+
+    spec = TorchvisionSpec(name="squeezenet1_0", num_classes=10)
+    with pytest.raises(ValueError, match="only networks that end in Linear"):
+        build_network(spec)
+    torch.manual_seed(0)
+    network = build_network(TorchvisionSpec(name="shufflenet_v2_x0_5", num_classes=10)).eval()
+    output = network(torch.randn(2, 3, 64, 64))
+    torch.testing.assert_close(output.logits, network.head(output.features))
+    wrong = replace(
+        draft, manifest=draft.manifest.model_copy(update={"network": TorchvisionSpec(name="resnet18", num_classes=10)})
+    )
+    with pytest.raises(NetworkMismatchError, match="resnet18"):
+        load_bundle(store.publish(wrong))
+
+
+def test_manifest_round_trip_is_lossless(bundle_folder: Path, draft: BundleDraft) -> None:
+    assert read_manifest(bundle_folder).model_copy(update={"files": {}}) == draft.manifest
+
+
+def test_network_spec_of_another_family_cannot_be_mixed_up() -> None:
+    with pytest.raises(ValueError, match="name"):
+        WideResNetSpec.model_validate(
+            {"kind": "wide_resnet", "depth": 10, "widen_factor": 1, "num_classes": 2, "name": "x"}
+        )

@@ -1,0 +1,108 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model_store.manifest import PreprocessSpec, TorchvisionSpec, WideResNetSpec
+from model_store.networks import NormalisedNetwork, build_network
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(("num_classes", "parameters"), [(10, 2_243_546), (100, 2_255_156)])
+def test_wrn_40_2_has_the_papers_parameter_count(num_classes: int, parameters: int) -> None:
+    assert _parameters(build_network(WideResNetSpec(depth=40, widen_factor=2, num_classes=num_classes))) == parameters
+
+
+@pytest.mark.parametrize("depth", [11, 12, 18, 39])
+def test_depth_that_is_no_wide_resnet_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"depth is {depth}"):
+        build_network(WideResNetSpec(depth=depth, widen_factor=1, num_classes=2))
+
+
+def test_head_is_linear_in_the_features_and_float32_under_autocast() -> None:
+    network = build_network(WideResNetSpec(depth=10, widen_factor=1, num_classes=10)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(torch.randn(4, 3, 32, 32))
+    assert output.logits.dtype == output.features.dtype == torch.float32
+    assert output.features.shape == (4, 64)
+    torch.testing.assert_close(output.logits, F.linear(output.features, network.head.weight, network.head.bias))
+
+
+def test_convolutions_run_in_bfloat16_under_autocast() -> None:
+    network = build_network(WideResNetSpec(depth=10, widen_factor=1, num_classes=10)).eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = network(images).features
+    assert not torch.equal(narrow, network(images).features)
+
+
+def test_block_is_the_papers() -> None:
+    """Where the width changes the shortcut convolves the activated input; elsewhere it is the raw input."""
+    network = build_network(WideResNetSpec(depth=16, widen_factor=2, num_classes=10)).eval()
+    wider, same = network.stages[0], network.stages[1]
+    x = torch.randn(2, 16, 8, 8)
+    activated = F.relu(wider.bn1(x))
+    expected = wider.conv2(F.relu(wider.bn2(wider.conv1(activated)))) + wider.shortcut(activated)
+    torch.testing.assert_close(wider(x), expected)
+    y = torch.randn(2, 32, 8, 8)
+    torch.testing.assert_close(same(y), y + same.conv2(F.relu(same.bn2(same.conv1(F.relu(same.bn1(y)))))))
+    assert same.shortcut is None
+
+
+def test_stages_halve_the_resolution_twice() -> None:
+    network = build_network(WideResNetSpec(depth=16, widen_factor=2, num_classes=10)).eval()
+    assert network.stages(network.stem(torch.randn(1, 3, 32, 32))).shape == (1, 128, 8, 8)
+
+
+def test_initialisation_follows_fan_out() -> None:
+    torch.manual_seed(0)
+    network = build_network(WideResNetSpec(depth=16, widen_factor=8, num_classes=10))
+    conv = network.stages[-1].conv2
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    assert torch.equal(network.head.bias, torch.zeros(10))
+
+
+def test_dropout_is_the_recipes_and_off_when_evaluated() -> None:
+    network = build_network(WideResNetSpec(depth=10, widen_factor=1, dropout=0.3, num_classes=10))
+    images = torch.randn(8, 3, 32, 32)
+    network.train()
+    assert not torch.equal(network(images).features, network(images).features)
+    network.eval()
+    assert torch.equal(network(images).features, network(images).features)
+
+
+def test_pixels_are_normalised_with_the_specs_mean_and_std(preprocess: PreprocessSpec) -> None:
+    class Echo(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    pixels = torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8)
+    found = NormalisedNetwork(Echo(), preprocess)(pixels)
+    expected = [(0 / 255 - 0.49) / 0.25, (128 / 255 - 0.48) / 0.24, (255 / 255 - 0.45) / 0.26]
+    assert found.shape == (1, 3, 1, 1)
+    torch.testing.assert_close(found.flatten(), torch.tensor(expected))
+
+
+def test_torchvision_network_is_cut_before_its_head() -> None:
+    import torchvision.models
+
+    torch.manual_seed(0)
+    network = build_network(TorchvisionSpec(name="resnet18", num_classes=7)).eval()
+    whole = torchvision.models.resnet18(num_classes=7).eval()
+    whole.load_state_dict(
+        {key.removeprefix("body."): value for key, value in network.state_dict().items() if "head" not in key}
+        | {"fc.weight": network.head.weight, "fc.bias": network.head.bias}
+    )
+    images = torch.randn(2, 3, 64, 64)
+    output = network(images)
+    torch.testing.assert_close(output.logits, whole(images))
+    assert output.features.shape == (2, 512)
+
+
+@pytest.mark.parametrize("name", ["resnet1018", "fasterrcnn_resnet50_fpn"])
+def test_unknown_torchvision_network_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        build_network(TorchvisionSpec(name=name, num_classes=7))

@@ -1,0 +1,73 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pytorch_ood.detector import EnergyBased, MaxSoftmax
+from scipy.special import logsumexp, softmax
+
+from model_store.scores import energy, max_softmax, negative_energy
+
+LOGITS = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 8), st.integers(2, 12)),
+    elements=st.floats(-10_000, 10_000, width=32),
+)
+
+
+@given(LOGITS, st.sampled_from([0.5, 1.0, 2.0, 100.0]))
+def test_negative_energy_is_eq_4_by_scipy(logits: np.ndarray, temperature: float) -> None:
+    expected = temperature * logsumexp(logits.astype(np.float64) / temperature, axis=1)
+    found = negative_energy(torch.from_numpy(logits), temperature)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+
+
+def test_negative_energy_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    torch.testing.assert_close(negative_energy(logits), torch.tensor([math.log(2), math.log(4)]))
+    torch.testing.assert_close(negative_energy(logits, 2.0)[0].item(), 2 * math.log(2))
+    torch.testing.assert_close(energy(logits), torch.tensor([-math.log(2), -math.log(4)]))
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 10_000.0])
+def test_scores_agree_with_pytorch_ood(scale: float) -> None:
+    logits = scale * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(energy(logits), EnergyBased.score(logits, t=1.0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(-max_softmax(logits), MaxSoftmax.score(logits), rtol=1e-5, atol=1e-5)
+
+
+@given(LOGITS)
+def test_max_softmax_by_scipy(logits: np.ndarray) -> None:
+    expected = softmax(logits.astype(np.float64), axis=1).max(axis=1)
+    np.testing.assert_allclose(max_softmax(torch.from_numpy(logits)), expected, rtol=1e-5)
+
+
+@given(LOGITS, st.floats(-100, 100, width=32))
+def test_negative_energy_moves_with_the_logits_and_softmax_does_not(logits: np.ndarray, shift: float) -> None:
+    moved = torch.from_numpy(logits.astype(np.float64) + shift)
+    still = torch.from_numpy(logits.astype(np.float64))
+    difference = torch.logsumexp(moved, 1) - torch.logsumexp(still, 1)
+    np.testing.assert_allclose(difference, shift, atol=1e-6)
+    np.testing.assert_allclose(
+        negative_energy(moved.float()) - negative_energy(still.float()), shift, atol=1e-2, rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 3).bfloat16()],
+)
+def test_logits_of_another_shape_or_type_are_refused(logits: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"float32 \(N, K\)"):
+        negative_energy(logits)
+    with pytest.raises(ValueError, match=r"float32 \(N, K\)"):
+        max_softmax(logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_temperature_not_above_zero_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        negative_energy(torch.zeros(1, 2), temperature)

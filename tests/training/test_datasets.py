@@ -1,0 +1,255 @@
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model_store.manifest import PreprocessSpec
+from training.datasets import (
+    ImageSet,
+    load_set,
+    place,
+    require_classes,
+    require_one_encoding,
+    split_calibration,
+    take,
+)
+from training.errors import DataError
+
+Write = Callable[..., Path]
+
+
+def test_folder_of_classes(image_sets: Path, train_set: ImageSet) -> None:
+    assert train_set.images.shape == (200, 32, 32, 3)
+    assert train_set.classes[:3] == ("airplane", "automobile", "bird")
+    np.testing.assert_array_equal(np.bincount(train_set.labels), [20] * 10)
+    assert train_set.encoding == "lossless"
+    files = sorted((image_sets / "cifar10/train/bird").iterdir())
+    np.testing.assert_array_equal(train_set.images[40], np.asarray(Image.open(files[0])))
+    assert train_set.labels[40] == 2
+
+
+def test_flat_folder_is_one_class(image_sets: Path, preprocess: PreprocessSpec) -> None:
+    cats = load_set("cifar10/train/cat", image_sets, preprocess, None)
+    assert (cats.classes, len(cats), set(cats.labels)) == (("cat",), 20, {0})
+
+
+def test_npz_without_labels_is_one_class(outliers: ImageSet) -> None:
+    assert outliers.images.shape == (150, 32, 32, 3)
+    assert outliers.classes == ("0",)
+
+
+def test_forms_of_one_set_have_one_fingerprint(train_set: ImageSet, tmp_path: Path, preprocess: PreprocessSpec) -> None:
+    np.savez(tmp_path / "same.npz", images=train_set.images, labels=train_set.labels.astype(np.uint8))
+    assert load_set("same", tmp_path, preprocess, None).fingerprint == train_set.fingerprint
+    changed = train_set.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", images=changed, labels=train_set.labels)
+    assert load_set("other", tmp_path, preprocess, None).fingerprint != train_set.fingerprint
+
+
+def test_torchvision_set(tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec) -> None:
+    """CIFAR-10 in torchvision's layout, made of our images; it checks the real files' MD5, so that is off."""
+    import torchvision.datasets
+
+    _write_cifar(tmp_path, train_set)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda _: True)
+        patch.setattr(torchvision.datasets.CIFAR10, "_load_meta", _load_meta)
+        loaded = load_set("torchvision:CIFAR10:test", tmp_path, preprocess, None)
+    np.testing.assert_array_equal(loaded.images, train_set.images)
+    np.testing.assert_array_equal(loaded.labels, train_set.labels)
+    assert loaded.classes == train_set.classes
+    assert loaded.fingerprint == train_set.fingerprint
+
+
+def _write_cifar(folder: Path, source: ImageSet) -> None:
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    rows = source.images.transpose(0, 3, 1, 2).reshape(len(source), -1)
+    (batches / "test_batch").write_bytes(pickle.dumps({"data": rows, "labels": source.labels.tolist()}))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": list(source.classes)}))
+
+
+def _load_meta(self) -> None:
+    self.classes = pickle.loads((Path(self.root) / self.base_folder / "batches.meta").read_bytes())["label_names"]
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("cifar10/train", ("cifar10/train", ".npz", "sub-folder")),
+        ("torchvision:CIFAR10:train", ("CIFAR10", "train=True", "download=True")),
+        ("torchvision:SVHN:extra", ("SVHN", "split='extra'", "download=True")),
+        ("torchvision:ImageNet:train", ("torchvision sets are CIFAR10",)),
+        ("torchvision:CIFAR10:validation", ("has the splits train, test",)),
+    ],
+)
+def test_missing_set_says_how_to_get_it(
+    tmp_path: Path, preprocess: PreprocessSpec, source: str, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load_set(source, tmp_path, preprocess, None)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_unreadable_file_is_named_by_path(image_sets: Path, tmp_path: Path, preprocess: PreprocessSpec) -> None:
+    shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
+    broken = sorted((tmp_path / "train" / "frog").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError, match=str(broken)):
+        load_set("train", tmp_path, preprocess, None)
+
+
+def test_empty_folder_is_refused(tmp_path: Path, preprocess: PreprocessSpec) -> None:
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        load_set("train", tmp_path, preprocess, None)
+
+
+def test_empty_class_is_refused(image_sets: Path, tmp_path: Path, preprocess: PreprocessSpec) -> None:
+    shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
+    (tmp_path / "train" / "zebra").mkdir()
+    with pytest.raises(DataError, match="no images of class zebra"):
+        require_classes(load_set("train", tmp_path, preprocess, None), 11)
+
+
+def test_one_class_is_refused(outliers: ImageSet) -> None:
+    with pytest.raises(DataError, match="has 1 classes"):
+        require_classes(outliers, 1)
+
+
+def test_another_number_of_classes_is_refused(train_set: ImageSet) -> None:
+    with pytest.raises(DataError, match=r"has 10 classes.*network has 100"):
+        require_classes(train_set, 100)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"images": np.zeros((2, 32, 32, 3), np.float32)},
+        {"images": np.zeros((2, 3, 32, 32), np.uint8)},
+        {"images": np.zeros((2, 32, 32), np.uint8)},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, np.int64)},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(2)},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, -1])},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, 5]), "classes": np.array(["a", "b"])},
+        {"pixels": np.zeros((2, 32, 32, 3), np.uint8)},
+        {"images": np.array([{"an": "object"}], dtype=object)},
+    ],
+)
+def test_npz_that_is_no_image_set_is_named_by_path(
+    tmp_path: Path, preprocess: PreprocessSpec, arrays: dict[str, np.ndarray]
+) -> None:
+    np.savez(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        load_set("bad", tmp_path, preprocess, None)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half a zip"])
+def test_file_that_is_no_npz_is_named_by_path(tmp_path: Path, preprocess: PreprocessSpec, content: bytes) -> None:
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"bad\.npz"):
+        load_set("bad", tmp_path, preprocess, None)
+
+
+def test_images_of_another_size_are_fitted(tmp_path: Path, preprocess: PreprocessSpec) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    np.savez(tmp_path / "large.npz", images=large)
+    (tmp_path / "files").mkdir()
+    Image.fromarray(large[0]).save(tmp_path / "files" / "0.png")
+    from_array = load_set("large", tmp_path, preprocess, None)
+    from_file = load_set("files", tmp_path, preprocess, None)
+    assert from_array.images.shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(from_array.images[0], from_file.images[0])
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "encoding"),
+    [
+        (".jpg", {}, "jpeg"),
+        (".png", {}, "lossless"),
+        (".webp", {"lossless": True}, "lossless"),
+        (".webp", {"quality": 80}, "webp"),
+        (".bmp", {}, "lossless"),
+        (".avif", {}, "avif"),
+    ],
+)
+def test_encoding_is_read_from_the_content(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, suffix: str, options: dict, encoding: str
+) -> None:
+    (tmp_path / "set").mkdir()
+    Image.fromarray(train_set.images[0]).save(tmp_path / "set" / f"0{suffix}", **options)
+    assert load_set("set", tmp_path, preprocess, None).encoding == encoding
+
+
+def _jpeg_folder(folder: Path, source: ImageSet) -> None:
+    folder.mkdir()
+    for row, image in enumerate(source.images[:5]):
+        Image.fromarray(image).save(folder / f"{row}.jpg", quality=90)
+
+
+def test_roles_of_different_encodings_are_refused(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    _jpeg_folder(tmp_path / "outliers", train_set)
+    as_jpeg = load_set("outliers", tmp_path, preprocess, None)
+    with pytest.raises(DataError, match=r"cifar10/train: lossless, outliers: jpeg.*reencode_jpeg_quality"):
+        require_one_encoding([train_set, as_jpeg])
+    require_one_encoding([train_set, train_set])
+
+
+def test_roles_that_are_re_encoded_alike_are_allowed(
+    tmp_path: Path, image_sets: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    _jpeg_folder(tmp_path / "outliers", train_set)
+    roles = [load_set("outliers", tmp_path, preprocess, 80), load_set("cifar10/train", image_sets, preprocess, 80)]
+    require_one_encoding(roles)
+    assert not np.array_equal(roles[1].images, train_set.images)
+
+
+def test_a_set_of_mixed_encodings_is_refused(tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec) -> None:
+    _jpeg_folder(tmp_path / "mixed", train_set)
+    Image.fromarray(train_set.images[9]).save(tmp_path / "mixed" / "9.png")
+    with pytest.raises(DataError, match=r"jpeg\+lossless"):
+        require_one_encoding([load_set("mixed", tmp_path, preprocess, None)])
+
+
+def test_calibration_split_is_stratified_disjoint_and_seeded(train_set: ImageSet) -> None:
+    fit, held_out = split_calibration(train_set, 55, seed=3)
+    assert sorted(np.bincount(held_out.labels)) == [5] * 5 + [6] * 5
+    rows = {image.tobytes() for image in fit.images}
+    assert len(fit) == 145
+    assert not rows & {image.tobytes() for image in held_out.images}
+    again = split_calibration(train_set, 55, seed=3)[1]
+    np.testing.assert_array_equal(again.images, held_out.images)
+    assert not np.array_equal(split_calibration(train_set, 55, seed=4)[1].images, held_out.images)
+
+
+def test_calibration_split_of_nothing_trains_on_all(train_set: ImageSet) -> None:
+    fit, held_out = split_calibration(train_set, 0, seed=0)
+    assert (len(fit), len(held_out)) == (200, 0)
+    np.testing.assert_array_equal(fit.images, train_set.images)
+
+
+def test_calibration_split_that_leaves_nothing_is_refused(train_set: ImageSet) -> None:
+    with pytest.raises(DataError, match=r"20 images of class airplane.*calibration_images = 200"):
+        split_calibration(train_set, 200, seed=0)
+
+
+def test_large_folder_is_streamed_from_a_memory_map(
+    image_sets: Path, tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
+    monkeypatch.setattr("training.datasets.RESIDENT_BYTES", 1000)
+    loaded = load_set("train", tmp_path, preprocess, None)
+    assert isinstance(loaded.images, np.memmap)
+    assert loaded.fingerprint == train_set.fingerprint
+    index = torch.tensor([3, 199, 0])
+    batch = take(place(loaded.images, torch.device("cpu")), index, torch.device("cpu"))
+    np.testing.assert_array_equal(batch.numpy(), train_set.images[index.numpy()])

@@ -1,0 +1,225 @@
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from model_store.networks import NetworkOutput
+from training.batches import LabelledBatches, OutlierBatches
+from training.config import AugmentSpec, ExecutionSpec, OptimisationSpec, Recipe
+from training.datasets import ImageSet
+from training.errors import DivergedError, ResumeError
+from training.finetune import finetune
+from training.pretrain import pretrain
+from training.progress import silent
+from training.trainer import Batch, Figures, Stage, learning_rate, train
+
+CPU = torch.device("cpu")
+PLAIN = AugmentSpec(flip=False, crop_padding=0)
+
+
+class KilledError(Exception):
+    """Stands for a kill -9: nothing after it runs."""
+
+
+def _kill_at(epoch: int, step: int):
+    def progress(stage: Stage, at_epoch: int, at_step: int, figures: Figures) -> None:
+        if (at_epoch, at_step) == (epoch, step):
+            raise KilledError
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Recipe) -> Recipe:
+    """Three epochs of pre-training with dropout and two of fine-tuning, so that every source of chance is in play."""
+    return tiny.model_copy(
+        update={
+            "network": tiny.network.model_copy(update={"dropout": 0.3}),
+            "pretrain": tiny.pretrain.model_copy(update={"epochs": 3}),
+            "finetune": tiny.finetune.model_copy(update={"epochs": 2}),
+        }
+    )
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    pretrain(recipe, train_set, folder / "pretrain", CPU, silent)
+    finetune(recipe, train_set, outliers, folder / "pretrain", folder / "finetune", CPU, silent)
+    return folder
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 0), (1, 3), (2, 3)])
+def test_killed_pretraining_resumes_to_the_same_weights(
+    recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path, epoch: int, step: int
+) -> None:
+    with pytest.raises(KilledError):
+        pretrain(recipe, train_set, tmp_path, CPU, _kill_at(epoch, step))
+    seen = set()
+
+    def watch(stage: Stage, at_epoch: int, at_step: int, figures: Figures) -> None:
+        seen.add(at_epoch)
+
+    pretrain(recipe, train_set, tmp_path, CPU, watch)
+    assert seen == set(range(epoch, 3))
+    assert _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
+
+
+def test_killed_finetuning_resumes_to_the_same_weights(
+    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(KilledError):
+        finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
+    finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
+    assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
+
+
+def test_another_seed_gives_other_weights(
+    recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    pretrain(recipe.model_copy(update={"seed": 1}), train_set, tmp_path, CPU, silent)
+    assert not _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
+
+
+def test_finished_stage_is_loaded_not_repeated(recipe: Recipe, train_set: ImageSet, uninterrupted: Path) -> None:
+    network = pretrain(recipe, train_set, uninterrupted / "pretrain", CPU, _kill_at(0, 0))
+    assert _equal(network.state_dict(), _weights(uninterrupted / "pretrain"))
+
+
+def test_folder_of_another_recipe_is_refused(recipe: Recipe, train_set: ImageSet, uninterrupted: Path) -> None:
+    other = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"learning_rate": 0.2})})
+    with pytest.raises(ResumeError, match=r"pretrain\.learning_rate = 0\.1, now 0\.2"):
+        pretrain(other, train_set, uninterrupted / "pretrain", CPU, silent)
+
+
+def test_finetuning_before_pretraining_is_refused(
+    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path: Path
+) -> None:
+    with pytest.raises(ResumeError, match="run the stage pretrain first"):
+        finetune(recipe, train_set, outliers, tmp_path / "pretrain", tmp_path / "finetune", CPU, silent)
+
+
+class Linear(nn.Module):
+    """Logits linear in the first pixel: what training does to it can be worked out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, -1.0]]))
+
+    def forward(self, images: torch.Tensor) -> NetworkOutput:
+        logits = images[:, 0, 0, :1].float() @ self.weight
+        return NetworkOutput(logits=logits, features=logits)
+
+
+class OneBatch:
+    """The same batch, so many times an epoch."""
+
+    def __init__(self, steps: int, value: int = 1) -> None:
+        self.steps = steps
+        self.batch = Batch(torch.full((2, 1, 1, 3), value, dtype=torch.uint8), torch.tensor([0, 1]))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __call__(self, _: torch.Generator) -> Iterator[Batch]:
+        return iter([self.batch] * self.steps)
+
+
+def _stage(folder: Path, objective, batches, **optimisation: float) -> Stage:
+    spec = {"epochs": 1, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01} | optimisation
+    return Stage("test", objective, batches, OptimisationSpec(**spec), ExecutionSpec(precision="float32"), 0, folder)
+
+
+def test_steps_are_nesterov_sgd_with_weight_decay_on_a_cosine(tmp_path: Path) -> None:
+    network = Linear()
+    train(network, _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(3)), CPU, silent)
+    weight, velocity = [1.0, -1.0], [0.0, 0.0]
+    for step in range(3):
+        rate = 1e-6 + (0.1 - 1e-6) * (1 + math.cos(math.pi * step / 3)) / 2
+        for i in range(2):
+            gradient = 2.0 + 0.01 * weight[i]
+            velocity[i] = 0.9 * velocity[i] + gradient
+            weight[i] -= rate * (gradient + 0.9 * velocity[i])
+    torch.testing.assert_close(network.weight.detach(), torch.tensor([weight]))
+
+
+def test_learning_rate_is_a_half_cosine() -> None:
+    assert learning_rate(0, 100, 0.1) == pytest.approx(0.1)
+    assert learning_rate(50, 100, 0.1) == pytest.approx((0.1 + 1e-6) / 2)
+    assert learning_rate(100, 100, 0.1) == pytest.approx(1e-6)
+
+
+def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    calls = []
+
+    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        return logits.sum() * (math.nan if len(calls) == 47 else 1.0)  # step 6 of the second epoch of 40
+
+    with pytest.raises(DivergedError, match=r"not finite at step 6 of epoch 2.*epoch 1 stays at .*checkpoint\.pt"):
+        train(Linear(), _stage(tmp_path, objective, OneBatch(40), epochs=3), CPU, silent)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(state["history"]) == 1
+    assert torch.isfinite(state["network"]["weight"]).all()
+
+
+def test_history_counts_what_was_trained(tmp_path: Path) -> None:
+    history = train(Linear(), _stage(tmp_path, lambda logits, _: logits.sum() * 0 + 2, OneBatch(4)), CPU, silent)
+    assert (history[0].epoch, history[0].loss) == (0, 2.0)
+    assert history[0].accuracy == 0.5  # logits (1, -1) are class 0 for both; the labels are 0 and 1
+    assert history[0].images_per_s == pytest.approx(8 / history[0].seconds, rel=0.5)
+
+
+def test_labelled_batches_show_every_image_once_in_a_new_order(train_set: ImageSet) -> None:
+    batches = LabelledBatches(train_set, 64, PLAIN, CPU)
+    generator = torch.Generator().manual_seed(0)
+    first, second = list(batches(generator)), list(batches(generator))
+    assert [len(batch.images) for batch in first] == [64, 64, 64, 8]
+    assert len(batches) == 4
+    expected = sorted(
+        (image.tobytes(), int(label)) for image, label in zip(train_set.images, train_set.labels, strict=True)
+    )
+    for epoch in (first, second):
+        pairs = [(i.numpy().tobytes(), int(label)) for b in epoch for i, label in zip(b.images, b.labels, strict=True)]
+        assert sorted(pairs) == expected
+    assert not torch.equal(first[0].images, second[0].images)
+
+
+def test_outliers_follow_the_labelled_images_round_and_round(train_set: ImageSet, outliers: ImageSet) -> None:
+    labelled = LabelledBatches(train_set, 50, PLAIN, CPU)
+    batches = OutlierBatches(labelled, outliers, 100, seed=0)
+    generator = torch.Generator().manual_seed(5)
+    epoch = list(batches(generator))
+    assert [(len(b.images), len(b.labels)) for b in epoch] == [(150, 50)] * 4 == [(150, 50)] * len(batches)
+    shown = torch.cat([b.images[50:] for b in epoch]).numpy()  # 400 of 150 outliers
+    rows = {image.tobytes(): row for row, image in enumerate(outliers.images[batches.order.numpy()])}
+    order = [rows[image.tobytes()] for image in shown]
+    assert order == [(order[0] + step) % 150 for step in range(400)]
+    again = next(iter(batches(generator))).images[50:]
+    assert rows[again[0].numpy().tobytes()] != order[0]  # another epoch, another offset
+
+
+def test_compiled_step_trains_as_the_eager_one(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
+    once = recipe.model_copy(
+        update={
+            "network": recipe.network.model_copy(update={"dropout": 0.0}),
+            "pretrain": recipe.pretrain.model_copy(update={"epochs": 1, "batch_size": 200}),
+        }
+    )
+    compiled = once.model_copy(update={"execution": ExecutionSpec(precision="float32", compile=True)})
+    eager = pretrain(once, train_set, tmp_path / "eager", CPU, silent)
+    other = pretrain(compiled, train_set, tmp_path / "compiled", CPU, silent)
+    for key, value in eager.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-3, atol=1e-4)
