@@ -26,7 +26,11 @@ def list_bundles(store: StoreOption = SHIPPED) -> None:
     """List every published bundle."""
     table = Table("bundle", "network", "classes", "test error", "false flags", "description", box=None)
     for ref in Store(store).refs():
-        manifest = read_manifest(Store(store).resolve(ref))
+        try:
+            manifest = read_manifest(Store(store).resolve(ref))
+        except BundleError as err:
+            table.add_row(str(ref), "[red]damaged[/]", "", "", "", str(err))
+            continue
         table.add_row(
             str(ref), network_name(manifest), str(len(manifest.classes)), *_figures(manifest), manifest.description
         )

@@ -69,10 +69,10 @@ class DecodeLimits:
     Attributes:
         max_bytes: of the encoded image. 20 MiB: the best JPEG of a 24-megapixel camera has about 15.
         max_pixels: width times height. 8192 x 6144 is what phones call 50 megapixels.
-        max_memory_bytes: estimated peak of a decode, result included. 256 MiB hold every JPEG photograph that `load`
-            scales down; without that, 24 megapixels of JPEG, 33 of PNG, GIF or BMP, 20 of TIFF, 13 of WebP or AVIF,
-            10 of JPEG 2000. Metadata is not counted, and the AV1 stream inside an AVIF can be larger than its header
-            says, up to libavif's own limit of 16,384 x 16,384.
+        max_memory_bytes: estimated peak of a decode, result included. 256 MiB hold all of `max_pixels` in a 4:2:0 JPEG
+            that `load` scales down, 24 megapixels in one that stays as it is, 33 of PNG, GIF or BMP, 20 of TIFF, 13 of
+            WebP or AVIF, 10 of JPEG 2000. Metadata is not counted, and the AV1 stream inside an AVIF can be larger
+            than its header says, up to libavif's own limit of 16,384 x 16,384.
     """
 
     max_bytes: int = 20 * 2**20

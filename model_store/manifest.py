@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -11,7 +11,17 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-BundleName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+
+
+def _free_for_variants(name: str) -> str:
+    if name.endswith("-bytes"):
+        raise ValueError(f"name is {name!r}; names ending in -bytes stand for the encoded-image variant when served")
+    return name
+
+
+BundleName = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"), AfterValidator(_free_for_variants)
+]
 
 
 class Frozen(BaseModel):
@@ -83,7 +93,7 @@ class Execution(Frozen):
     """How the network is run, and how far a golden negative energy may stray, in its own units."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    tolerance: float = Field(gt=0)
+    tolerance: float = Field(gt=0, allow_inf_nan=False)
 
 
 ScoreName = Literal["negative_energy"]
@@ -229,15 +239,6 @@ class Manifest(Frozen):
     evaluation: Evaluation | None
     provenance: Provenance
     files: dict[str, FileEntry]
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_free_for_variants(cls, name: str) -> str:
-        if name.endswith("-bytes"):
-            raise ValueError(
-                f"name is {name!r}; names ending in -bytes stand for the encoded-image variant when served"
-            )
-        return name
 
     @field_validator("files")
     @classmethod

@@ -67,7 +67,9 @@ class Scorer:
         """
         height, width = self.preprocess.height, self.preprocess.width
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, 3) or len(images) == 0:
-            raise ValueError(f"images are {images.dtype} {images.shape}; expected uint8 (N, {height}, {width}, 3), N >= 1")
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}; expected uint8 (N, {height}, {width}, 3), N >= 1"
+            )
         return self.runtime.start(images)
 
     def finish(self, ticket: Any) -> Scores:
@@ -93,8 +95,10 @@ class Scorer:
         )
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
-        """Score any number of images uint8 (N, H, W, 3), in batches."""
-        pieces = [self.finish(self.start(images[at : at + BATCH_SIZE])) for at in range(0, len(images), BATCH_SIZE)]
+        """Score N >= 1 images uint8 (N, H, W, 3), in batches."""
+        pieces = [
+            self.finish(self.start(images[at : at + BATCH_SIZE])) for at in range(0, max(len(images), 1), BATCH_SIZE)
+        ]
         return self.from_output(
             NetworkOutput(
                 logits=torch.cat([piece.logits for piece in pieces]),
@@ -130,5 +134,5 @@ class Predictor:
         )
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
-        """Predict any number of images uint8 (N, H, W, 3), in batches."""
+        """Predict N >= 1 images uint8 (N, H, W, 3), in batches."""
         return self.judge(self.scorer.score(images))

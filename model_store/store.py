@@ -5,7 +5,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model_store.bundle import MANIFEST, BundleDraft, read_manifest, write_bundle
+from model_store.bundle import MANIFEST, BundleDraft, load_bundle, read_manifest, write_bundle
 from model_store.errors import BundleExistsError, BundleNotFoundError, IntegrityError
 
 SHIPPED = Path(__file__).parent / "bundles"
@@ -75,10 +75,13 @@ class Store:
     def publish(self, draft: BundleDraft, version: int | None = None) -> Path:
         """Write a draft as the next version of its name, or as `version`; return its directory.
 
+        It is loaded, golden images and all, before anyone can find it.
+
         Whoever else publishes meanwhile, one of them gets a version and the others the next.
 
         Raises:
             BundleExistsError: `version` was given and is taken.
+            BundleError: the draft does not make a bundle that loads.
         """
         family = self.root / draft.manifest.name
         family.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,7 @@ def _publish_as(folder: Path, draft: BundleDraft) -> Path:
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=folder.parent))
     try:
         write_bundle(incoming, replace(draft, manifest=manifest))
+        load_bundle(incoming)
         incoming.chmod(0o755)
         incoming.rename(folder)
     except OSError as err:

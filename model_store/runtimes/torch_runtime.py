@@ -1,7 +1,5 @@
 """PyTorch on CUDA or CPU, eager or compiled."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -28,6 +26,7 @@ class TorchRuntime:
         mode: Mode = "eager",
         precision: Precision = "float32",
     ) -> None:
+        _forbid_tf32()
         self.name = f"torch-{mode}-{precision}-{device.type}"
         self.device = device
         self.precision = precision
@@ -37,11 +36,11 @@ class TorchRuntime:
 
     def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Launch the forward pass over uint8 (N, H, W, 3); on CUDA without waiting for it."""
-        batch = torch.from_numpy(images)
+        batch = torch.from_numpy(np.require(images, requirements=["C", "W"]))
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with torch.inference_mode(), autocast, _ieee_float32():
+        with torch.inference_mode(), autocast:
             output: NetworkOutput = self.forward(batch.to(self.device, non_blocking=True))
         return output
 
@@ -50,15 +49,10 @@ class TorchRuntime:
         return NetworkOutput(logits=ticket.logits.cpu(), features=ticket.features.cpu())
 
 
-@contextmanager
-def _ieee_float32() -> Iterator[None]:
-    """Keep float32 convolutions and products from running in TF32, which moves energies by whole tenths."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
+def _forbid_tf32() -> None:
+    """Keep float32 convolutions and products from running in TF32, which moves energies by whole tenths.
+
+    PyTorch has one such switch a process; it is set and never set back, since another runtime may be running.
+    """
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
         backend.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

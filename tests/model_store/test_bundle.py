@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_store import images
 from model_store.bundle import CALIBRATION, MANIFEST, WEIGHTS, BundleDraft, load_bundle, read_manifest
 from model_store.errors import (
     BundleError,
@@ -21,10 +22,11 @@ from model_store.errors import (
     ManifestError,
     NetworkMismatchError,
 )
-from model_store.manifest import WideResNetSpec
+from model_store.manifest import PreprocessSpec, TorchvisionSpec, WideResNetSpec
 from model_store.networks import build_network
 from model_store.predictor import Scorer
-from model_store.store import Store
+from model_store.runtimes import TorchRuntime
+from model_store.store import BundleRef, Store
 
 
 def test_bundle_round_trip_predicts_what_the_network_predicted(
@@ -194,7 +196,14 @@ def test_calibration_scores_of_another_length_are_refused(
 ) -> None:
     short = replace(draft, calibration_scores={"negative_energy": draft.calibration_scores["negative_energy"][:50]})
     with pytest.raises(CalibrationError, match=r"\(50,\).*expected negative_energy \(200,\)"):
-        load_bundle(store.publish(short))
+        store.publish(short)
+    assert store.refs() == [BundleRef("untrained", 1)]  # what does not load is not published
+
+
+def test_unsorted_calibration_scores_are_refused(draft: BundleDraft, store: Store) -> None:
+    scores = draft.calibration_scores["negative_energy"][::-1].copy()
+    with pytest.raises(CalibrationError, match="not ascending"):
+        store.publish(replace(draft, calibration_scores={"negative_energy": scores}))
 
 
 def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
@@ -208,21 +217,34 @@ def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_im
     np.testing.assert_allclose(compiled.negative_energy, eager.negative_energy, atol=1e-4)
 
 
-def test_torchvision_network_goes_through_a_bundle(draft: BundleDraft, store: Store) -> None:
-    from model_store.manifest import TorchvisionSpec
-
-    spec = TorchvisionSpec(name="squeezenet1_0", num_classes=10)
-    with pytest.raises(ValueError, match="only networks that end in Linear"):
-        build_network(spec)
+def test_torchvision_network_goes_through_a_bundle(
+    draft: BundleDraft, store: Store, preprocess: PreprocessSpec, test_images: np.ndarray
+) -> None:
     torch.manual_seed(0)
-    network = build_network(TorchvisionSpec(name="shufflenet_v2_x0_5", num_classes=10)).eval()
-    output = network(torch.randn(2, 3, 64, 64))
-    torch.testing.assert_close(output.logits, network.head(output.features))
-    wrong = replace(
-        draft, manifest=draft.manifest.model_copy(update={"network": TorchvisionSpec(name="resnet18", num_classes=10)})
+    spec = TorchvisionSpec(name="shufflenet_v2_x0_5", num_classes=10)
+    network = build_network(spec).eval()
+    scorer = Scorer(TorchRuntime(network, preprocess, device=torch.device("cpu")), preprocess, 1.0)
+    golden = tuple(
+        expected.model_copy(update={"class_id": int(class_id), "negative_energy": float(negative_energy)})
+        for expected, class_id, negative_energy in zip(
+            draft.manifest.golden, *_scored_golden(scorer, draft, preprocess), strict=True
+        )
     )
-    with pytest.raises(NetworkMismatchError, match="resnet18"):
-        load_bundle(store.publish(wrong))
+    manifest = draft.manifest.model_copy(update={"network": spec, "golden": golden})
+    folder = store.publish(replace(draft, manifest=manifest, weights=network.state_dict()))
+    found = load_bundle(folder).predictor.predict(test_images)
+    np.testing.assert_allclose(found.negative_energy, scorer.score(test_images).negative_energy, atol=1e-5)
+
+
+def _scored_golden(scorer: Scorer, draft: BundleDraft, preprocess: PreprocessSpec) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.stack([images.load(draft.golden[golden.file], preprocess) for golden in draft.manifest.golden])
+    scored = scorer.score(pixels)
+    return scored.class_id, scored.negative_energy
+
+
+def test_torchvision_network_without_a_linear_head_is_refused() -> None:
+    with pytest.raises(ValueError, match="only networks that end in Linear"):
+        build_network(TorchvisionSpec(name="squeezenet1_0", num_classes=10))
 
 
 def test_manifest_round_trip_is_lossless(bundle_folder: Path, draft: BundleDraft) -> None:

@@ -37,13 +37,13 @@ UPLOADS = Path(__file__).parent.parent / "data" / "uploads"
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 (height, width, 3), as smooth as a photograph, with some texture."""
+    """uint8 (height, width, 3): noise of several scales, the coarser the stronger, as in a photograph."""
     rng = np.random.default_rng(seed)
-    coarse, fine = (
-        np.asarray(Image.fromarray(rng.integers(0, 256, (n, n, 3), np.uint8)).resize((width, height), 3), np.float64)
-        for n in (8, 60)
-    )
-    return np.clip(0.75 * coarse + 0.25 * fine, 0, 255).astype(np.uint8)
+    pixels = np.zeros((height, width, 3))
+    for cells, share in ((8, 0.6), (60, 0.2), (200, 0.12), (400, 0.08)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        pixels += share * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
 def save(pixels: np.ndarray | Image.Image, kind: str, **options) -> bytes:
@@ -572,6 +572,18 @@ def test_decode_reports_the_limit_of_pillow_where_it_cannot_be_avoided(
         decode(SMALL[kind])
 
 
+@pytest.mark.parametrize(("subsampling", "refused"), [("4:2:0", False), ("4:4:4", True)])
+def test_load_counts_the_coefficients_of_a_jpeg(subsampling: str, refused: bool) -> None:
+    # 8192 x 6144 scaled to 1024 x 768: 8 bytes for each of those, 3 or 6 of coefficients for each of these pixels.
+    encoded = save(photo(64, 96), "JPEG", subsampling=subsampling)
+    encoded = encoded.replace(struct.pack(">HH", 64, 96), struct.pack(">HH", 6144, 8192), 1)
+    if refused:
+        with pytest.raises(TooManyPixelsError, match="294 MiB; allowed are 256 MiB"):
+            load(encoded, spec(32, 32))
+    else:
+        load(encoded, spec(32, 32))
+
+
 WIDE, HIGH = 40_000, 30_000
 BOMBS = {
     "png": png(WIDE, HIGH, 8, 2, b""),
@@ -606,10 +618,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_decode_refuses_bombs_by_their_header(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(TooManyPixelsError, match="scale it down"):
         decode(BOMBS[name])
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -645,10 +657,10 @@ def endless(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["jpeg scans", "jpeg exif", "jpeg segments", "png chunks", "gif comments"])
 def test_decode_refuses_endless_files(kind: str) -> None:
     encoded = endless(kind)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CorruptImageError, match="save it again"):
         decode(encoded)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 # Damage
@@ -719,6 +731,10 @@ def with_torchvision(pixels: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return np.asarray(Compose(steps)(Image.fromarray(pixels)))
 
 
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
 INTERPOLATIONS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
 
@@ -736,7 +752,7 @@ def test_fit_shorter_side_is_torchvision(
     wanted = spec(*(1 + int(share * (resize_to - 1)) for share in crop), resize_to, interpolation)
     assume(max(height, width) <= 8 * min(height, width))
     assume((height, width) != (wanted.height, wanted.width))
-    pixels = photo(height, width)
+    pixels = noise(height, width)
     np.testing.assert_array_equal(fit(pixels, wanted), with_torchvision(pixels, wanted))
 
 
@@ -747,7 +763,7 @@ def test_fit_shorter_side_is_torchvision(
     interpolation=st.sampled_from(INTERPOLATIONS),
 )
 def test_fit_stretch_is_torchvision(size: tuple[int, int], to: tuple[int, int], interpolation: str) -> None:
-    pixels, wanted = photo(*size), spec(*to, interpolation=interpolation)
+    pixels, wanted = noise(*size), spec(*to, interpolation=interpolation)
     np.testing.assert_array_equal(fit(pixels, wanted), with_torchvision(pixels, wanted))
 
 
@@ -794,8 +810,8 @@ def test_load_of_a_scaled_jpeg_is_near_the_full_decode(
     scaled = decode(encoded, at_least=(3 * needed, 3 * needed))
     assert 3 * needed <= min(scaled.shape[:2]) < min(size) / 1.9
     off = difference(load(encoded, wanted), fit(decode(encoded), wanted))
-    assert off.mean() < 0.5
-    assert off.max() <= 6
+    assert off.mean() < 0.3
+    assert off.max() <= 4
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -855,12 +871,12 @@ load(open(sys.argv[1], "rb").read(), spec)  # what is only once: imports, tables
 for path in sys.argv[1:]:
     encoded = open(path, "rb").read()
     if not os.fork():
-        base, started, error = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), None
+        base, started, error = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), None
         try:
             load(encoded, spec)
         except ImageError as err:
             error = f"{type(err).__name__}: {err}"
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         extra_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
         print(json.dumps({"path": path, "seconds": seconds, "extra_mib": extra_mib, "error": error}), flush=True)
         os._exit(0)

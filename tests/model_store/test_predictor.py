@@ -44,6 +44,13 @@ def test_batches_may_be_started_before_others_are_finished(predictor, test_image
     np.testing.assert_allclose(found, alone[:30], atol=ACROSS_BATCHES)
 
 
+def test_pixels_may_be_read_only_or_a_view(predictor, test_images, alone) -> None:
+    locked = test_images[::-1][:5]
+    locked.flags.writeable = False
+    found = predictor.predict(locked)
+    np.testing.assert_allclose(found.negative_energy, alone[::-1][:5], atol=ACROSS_BATCHES)
+
+
 def test_verdict_is_one_identity(predictor, test_images) -> None:
     found = predictor.predict(test_images)
     n = len(predictor.calibration_scores)

@@ -47,13 +47,10 @@ def test_max_softmax_by_scipy(logits: np.ndarray) -> None:
 
 @given(LOGITS, st.floats(-100, 100, width=32))
 def test_negative_energy_moves_with_the_logits_and_softmax_does_not(logits: np.ndarray, shift: float) -> None:
-    moved = torch.from_numpy(logits.astype(np.float64) + shift)
-    still = torch.from_numpy(logits.astype(np.float64))
-    difference = torch.logsumexp(moved, 1) - torch.logsumexp(still, 1)
-    np.testing.assert_allclose(difference, shift, atol=1e-6)
-    np.testing.assert_allclose(
-        negative_energy(moved.float()) - negative_energy(still.float()), shift, atol=1e-2, rtol=1e-2
-    )
+    still, moved = torch.from_numpy(logits), torch.from_numpy(logits + np.float32(shift))
+    # Float32 of up to 10,100 is exact to 0.001, in the shifted logits as in the energies.
+    np.testing.assert_allclose(negative_energy(moved) - negative_energy(still), shift, atol=0.003)
+    np.testing.assert_allclose(max_softmax(moved), max_softmax(still), rtol=0.003)
 
 
 @pytest.mark.parametrize(
