@@ -8,7 +8,7 @@ from torch import Generator
 
 from training.augment import augment
 from training.config import AugmentSpec
-from training.datasets import ImageSet, place, take
+from training.datasets import ImageSet, PlacedImages
 from training.trainer import Batch
 
 
@@ -16,7 +16,7 @@ class LabelledBatches:
     """Every image of a set once an epoch, in a new order; the last batch holds what is left."""
 
     def __init__(self, train: ImageSet, batch_size: int, spec: AugmentSpec, device: torch.device) -> None:
-        self.images = place(train.images, device)
+        self.images = PlacedImages(train, device)
         self.labels = torch.from_numpy(train.labels).to(device)
         self.batch_size = batch_size
         self.spec = spec
@@ -29,7 +29,7 @@ class LabelledBatches:
         """Yield one epoch of batches."""
         order = torch.randperm(len(self.images), generator=generator, device=self.device)
         for index in torch.split(order, self.batch_size):
-            images = augment(take(self.images, index, self.device), self.spec, generator)
+            images = augment(self.images.take(index), self.spec, generator)
             yield Batch(images, self.labels[index])
 
 
@@ -41,7 +41,7 @@ class OutlierBatches:
 
     def __init__(self, labelled: LabelledBatches, outliers: ImageSet, batch_size: int, seed: int) -> None:
         self.labelled = labelled
-        self.images = place(outliers.images, labelled.device)
+        self.images = PlacedImages(outliers, labelled.device)
         self.batch_size = batch_size
         # Sets stand ordered by class; a run of 256 neighbours would be one class.
         self.order = torch.randperm(len(outliers), generator=Generator().manual_seed(seed)).to(labelled.device)
@@ -56,5 +56,5 @@ class OutlierBatches:
         reach = torch.arange(self.batch_size, device=device)
         for step, batch in enumerate(self.labelled(generator)):
             index = self.order[(start + step * self.batch_size + reach) % n]
-            outliers = augment(take(self.images, index, device), self.labelled.spec, generator)
+            outliers = augment(self.images.take(index), self.labelled.spec, generator)
             yield Batch(torch.cat([batch.images, outliers]), batch.labels)

@@ -28,6 +28,18 @@ class Calibrated:
         return Predictor(scorer, self.scores, np.float32(self.spec.threshold))
 
 
+def choose_rank(spec: CalibrateSpec, held_out_images: int) -> int:
+    """Return the k of the threshold, the k-th smallest of so many scores.
+
+    Raises:
+        DataError: they are too few for the method and alpha asked for.
+    """
+    try:
+        return calibration.choose_k(spec.method, held_out_images, spec.alpha, spec.delta)
+    except CalibrationError as err:
+        raise DataError(f"{err}; raise data.calibration_images or calibrate.alpha in the recipe") from err
+
+
 def calibrate(spec: CalibrateSpec, scorer: Scorer, held_out: ImageSet, folder: Path) -> Calibrated:
     """Score the held-out images and set the threshold; write `calibration.json` for the reader.
 
@@ -35,10 +47,7 @@ def calibrate(spec: CalibrateSpec, scorer: Scorer, held_out: ImageSet, folder: P
         DataError: too few images for the method and alpha asked for.
     """
     scores = calibration.sorted_scores(scorer.score(held_out.images).negative_energy)
-    try:
-        k = calibration.choose_k(spec.method, len(scores), spec.alpha, spec.delta)
-    except CalibrationError as err:
-        raise DataError(f"{err}; raise data.calibration_images or calibrate.alpha in the recipe") from err
+    k = choose_rank(spec, len(scores))
     threshold = calibration.threshold(scores, k)
     result = Calibration(
         method=spec.method,

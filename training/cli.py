@@ -21,6 +21,7 @@ from training.errors import TrainingError
 from training.pipeline import Run, evaluate_bundle
 from training.progress import ConsoleProgress
 from training.publish import bundle_ref
+from training.run_folder import exclusive
 
 app = typer.Typer(
     help="Train, calibrate, evaluate and publish classifiers that know when they don't know.",
@@ -141,6 +142,8 @@ def card(
 ) -> None:
     """Write a bundle's model card, and its results into a README, from its manifest."""
     loaded = _load(bundle, store, "cpu")
+    if readme is not None and not readme.is_file():
+        raise typer.BadParameter(f"{readme} is no file to renew the results in")
     if readme is not None:
         readme.write_text(report.replace_block(readme.read_text(), report.readme_block(loaded)))
     if out is not None:
@@ -152,8 +155,10 @@ def card(
 @contextmanager
 def _opened(recipe_path: Path, data: Path, folder: Path | None, device: str | None) -> Iterator[Run]:
     recipe = read_recipe(recipe_path)
-    with ConsoleProgress(console) as progress:
-        yield Run(recipe, data, folder or Path("runs") / recipe.name, _device(device), progress, progress.say)
+    folder = folder or Path("runs") / recipe.name
+    chosen = _device(device)
+    with exclusive(folder), ConsoleProgress(console) as progress:
+        yield Run(recipe, data, folder, chosen, progress, progress.say)
 
 
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:
@@ -167,8 +172,10 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as err:
         raise typer.BadParameter(f"{name!r} is no device; expected cpu, cuda or cuda:N") from err
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter(f"{name!r} asked for, but PyTorch finds no CUDA device here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{name!r} is not supported; expected cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(f"{name!r} asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices here")
     return device
 
 
@@ -176,6 +183,6 @@ def main() -> None:
     """Run the command; what a user can mend ends it with a message and exit status 1."""
     try:
         app()
-    except (TrainingError, BundleError) as err:
+    except (TrainingError, BundleError, FloatingPointError) as err:
         typer.echo(f"ood-train: {err}", err=True)
         raise SystemExit(1) from None

@@ -4,9 +4,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+import torch
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from model_store.manifest import BundleName, Fraction, Frozen, NetworkSpec, OpenFraction, PreprocessSpec
+from model_store.networks import build_network
 from training.errors import RecipeError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,6 +27,12 @@ class DataSpec(Frozen):
     """Training images held out for calibration, stratified and seeded; 0 trains on all and calibrates nothing."""
     reencode_jpeg_quality: int | None = Field(default=None, ge=1, le=100)
     """Re-encode every set alike, so that sets of different encodings may be mixed."""
+
+    @model_validator(mode="after")
+    def _ood_names_are_unique(self) -> "DataSpec":
+        if twice := self.far_ood.keys() & self.near_ood.keys():
+            raise ValueError(f"{', '.join(sorted(twice))} stands in far_ood and near_ood; each OOD set is one of them")
+        return self
 
     def sources(self) -> dict[str, str]:
         """Return every set's source by its role."""
@@ -64,9 +72,9 @@ class EnergyBoundedSpec(Frozen):
     """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
 
     kind: Literal["energy_bounded"] = "energy_bounded"
-    margin_in: float
-    margin_out: float
-    weight: float = Field(default=0.1, ge=0)
+    margin_in: FiniteFloat
+    margin_out: FiniteFloat
+    weight: FiniteFloat = Field(default=0.1, ge=0)
 
     @model_validator(mode="after")
     def _margins_are_ordered(self) -> "EnergyBoundedSpec":
@@ -82,7 +90,7 @@ class OutlierExposureSpec(Frozen):
     """Cross-entropy plus uniform predictions on outliers (Hendrycks et al., 2019)."""
 
     kind: Literal["outlier_exposure"] = "outlier_exposure"
-    weight: float = Field(default=0.5, ge=0)
+    weight: FiniteFloat = Field(default=0.5, ge=0)
 
 
 ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | OutlierExposureSpec
@@ -93,9 +101,9 @@ class OptimisationSpec(Frozen):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
-    learning_rate: float = Field(gt=0)
+    learning_rate: FiniteFloat = Field(gt=0)
     momentum: Fraction = 0.9
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: FiniteFloat = Field(default=5e-4, ge=0)
 
 
 class PretrainSpec(OptimisationSpec):
@@ -122,7 +130,7 @@ class CalibrateSpec(Frozen):
     method: Literal["empirical", "conformal", "pac"] = "conformal"
     alpha: OpenFraction = 0.05
     delta: OpenFraction | None = None
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _delta_is_the_pac_methods(self) -> "CalibrateSpec":
@@ -155,6 +163,12 @@ class Recipe(Frozen):
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
 
+    @model_validator(mode="after")
+    def _network_exists(self) -> "Recipe":
+        with torch.device("meta"):
+            build_network(self.network)
+        return self
+
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe file; a bare name (`cifar10`) is one of the recipes that come with the package.
@@ -163,13 +177,13 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: no such file, no TOML, or fields that are missing, unknown or out of range.
     """
     shipped = RECIPES / f"{path.name.removesuffix('.toml')}.toml"
-    if not path.exists() and path.parent == Path() and shipped.exists():
+    if not path.is_file() and path.parent == Path() and shipped.exists():
         path = shipped
     try:
         return Recipe.model_validate(tomllib.loads(path.read_text()))
-    except FileNotFoundError:
+    except OSError as err:
         known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
-        raise RecipeError(f"no recipe at {path}; the package has {known}") from None
+        raise RecipeError(f"no recipe at {path} ({err.strerror}); the package has {known}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise RecipeError(f"{path} is not TOML: {err}") from err
     except ValidationError as err:

@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import torch
@@ -19,34 +21,44 @@ from model_store.errors import ImageError
 from model_store.manifest import PreprocessSpec
 from training import encode
 from training.errors import DataError
-from training.torchvision_sets import TORCHVISION, download_command, locate_torchvision, read_torchvision
+from training.torchvision_sets import TORCHVISION, download_command, locate_torchvision, open_torchvision
 
 RESIDENT_BYTES = 4 * 2**30
-"""A larger set of files is decoded into a memory-mapped file beside it, and streamed from there."""
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""A larger folder is decoded into a temporary file, memory-mapped, and streamed from there."""
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 (N, H, W, 3) as the network takes them, labels int64 (N,) that index `classes`.
+    """Images as the network takes them: the `rows` int64 (N,) of `pixels` uint8 (M, H, W, 3), in that order.
 
+    labels int64 (N,) index `classes`. `pixels` may be a memory map; `images` is the chosen rows in memory.
     `encoding` is how the pixels were stored before they came here: "lossless", "jpeg", "webp", or several joined
     by "+". `fingerprint` is the SHA-256 of pixels and labels.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    rows: NDArray[np.int64]
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     encoding: str
     fingerprint: str
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
 
-    def subset(self, index: NDArray[np.intp]) -> "ImageSet":
-        """Return the images at `index`, in that order, under the same fingerprint."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """A copy in memory, uint8 (N, H, W, 3)."""
+        images: NDArray[np.uint8] = np.asarray(self.pixels[self.rows])
+        return images
+
+    def subset(self, index: NDArray[np.int64]) -> "ImageSet":
+        """Return the images at `index`, in that order, of the same pixels and under the same fingerprint."""
+        return replace(self, rows=self.rows[index], labels=self.labels[index])
 
 
 def locate(source: str, data_dir: Path) -> Path | None:
@@ -84,7 +96,12 @@ def load_set(source: str, data_dir: Path, preprocess: PreprocessSpec, reencode_j
     if found is None:
         raise DataError(f"no set {source!r} in {data_dir}. {how_to_get(source, data_dir)}")
     if source.startswith(TORCHVISION):
-        pixels, labels, classes, encoding = read_torchvision(source, data_dir, preprocess)
+        opened = open_torchvision(source, data_dir)
+        labels, classes, encoding = opened.labels, opened.classes, opened.encoding
+        if opened.pixels is None:
+            pixels = _decode_files(opened.files, preprocess)[0]
+        else:
+            pixels = fit_all(opened.pixels, preprocess)
     elif found.is_file():
         pixels, labels, classes, encoding = _read_npz(found, preprocess)
     else:
@@ -94,7 +111,9 @@ def load_set(source: str, data_dir: Path, preprocess: PreprocessSpec, reencode_j
     if reencode_jpeg_quality is not None:
         pixels = _reencode(pixels, reencode_jpeg_quality, preprocess)
         encoding = f"jpeg{reencode_jpeg_quality}"
-    return ImageSet(source, pixels, labels, tuple(classes), encoding, _fingerprint(pixels, labels))
+    return ImageSet(
+        source, pixels, np.arange(len(pixels)), labels, tuple(classes), encoding, _fingerprint(pixels, labels)
+    )
 
 
 def require_one_encoding(sets: Sequence[ImageSet]) -> None:
@@ -151,20 +170,25 @@ def split_calibration(train: ImageSet, calibration_images: int, seed: int) -> tu
     return train.subset(np.setdiff1d(np.arange(len(train)), calibration)), train.subset(calibration)
 
 
-def place(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Return uint8 images as a tensor on `device` if they take at most half of its free memory, else on the host."""
-    tensor = torch.from_numpy(pixels)
-    if device.type == "cuda" and pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-        return tensor.to(device)
-    return tensor
+class PlacedImages:
+    """A set where training reads it: on the device if it takes at most half of the free memory there, else the host."""
 
+    def __init__(self, image_set: ImageSet, device: torch.device) -> None:
+        self.device = device
+        self.pixels = torch.from_numpy(image_set.pixels)
+        if device.type == "cuda" and image_set.pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            self.pixels = self.pixels.to(device)
+        self.rows = torch.from_numpy(image_set.rows).to(self.pixels.device)
 
-def take(pixels: Tensor, index: Tensor, device: torch.device) -> Tensor:
-    """Gather rows of a placed set into one batch on `device`; from the host they travel through pinned memory."""
-    batch = pixels[index.to(pixels.device)]
-    if batch.device == device:
-        return batch
-    return batch.pin_memory().to(device, non_blocking=True)
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Gather one batch uint8 (B, H, W, 3) on the device; from the host it travels through pinned memory."""
+        batch = self.pixels[self.rows[index.to(self.rows.device)]]
+        if batch.device.type == self.device.type:
+            return batch
+        return batch.pin_memory().to(self.device, non_blocking=True)
 
 
 def _read_npz(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
@@ -175,7 +199,7 @@ def _read_npz(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8]
             labels = archive["labels"] if "labels" in archive else np.zeros(len(pixels), np.int64)
             classes = [str(name) for name in archive["classes"]] if "classes" in archive else None
             encoding = str(archive["encoding"]) if "encoding" in archive else "lossless"
-    except (BadZipFile, EOFError, KeyError, OSError, ValueError) as err:
+    except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, ZlibError) as err:
         raise DataError(f"{path} is no .npz with an array `images`: {err}") from err
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"{path}: images are {pixels.dtype} {pixels.shape}; expected uint8 (N, H, W, 3)")
@@ -203,23 +227,29 @@ def _read_folder(
     files = [sorted(_image_files(path)) for path in class_dirs or [folder]]
     paths = [path for members in files for path in members]
     labels = np.repeat(np.arange(len(files)), [len(members) for members in files]).astype(np.int64)
-    pixels = _allocate((len(paths), preprocess.height, preprocess.width, 3), folder)
-    encodings = set()
+    pixels, encodings = _decode_files(paths, preprocess)
+    return pixels, labels, [path.name for path in class_dirs or [folder]], "+".join(sorted(encodings))
+
+
+def _decode_files(paths: Sequence[Path], preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], set[str]]:
+    pixels = _allocate((len(paths), preprocess.height, preprocess.width, 3))
+    encodings: set[str] = set()
     with ThreadPoolExecutor() as pool:
         for row, (image, encoding) in enumerate(pool.map(lambda path: _read_file(path, preprocess), paths)):
             pixels[row] = image
             encodings.add(encoding)
-    return pixels, labels, [path.name for path in class_dirs or [folder]], "+".join(sorted(encodings))
+    return pixels, encodings
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
-def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
+def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if math.prod(shape) <= RESIDENT_BYTES:
         return np.empty(shape, np.uint8)
-    return np.lib.format.open_memmap(folder.with_suffix(".decoded.npy"), mode="w+", dtype=np.uint8, shape=shape)
+    with tempfile.TemporaryFile() as file:  # without a name; its space is free again when the map is gone
+        return np.memmap(file, np.uint8, mode="w+", shape=shape)
 
 
 def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], str]:

@@ -12,15 +12,16 @@ from training.config import Recipe
 from training.datasets import ImageSet
 from training.losses import make_objective
 from training.pretrain import pretrain_inputs
-from training.run_folder import read_weights
+from training.run_folder import read_weights, require_inputs, weights_sha256
 from training.trainer import Progress, Stage, train_or_load
 
 
-def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet) -> dict[str, Any]:
-    """Return all that the fine-tuned weights depend on."""
+def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, pretrained: Path) -> dict[str, Any]:
+    """Return all that the fine-tuned weights depend on, the classifier in the folder `pretrained` among it."""
     return {
         **pretrain_inputs(recipe, train_set),
         "finetune": recipe.finetune.model_dump(),
+        "classifier": weights_sha256(pretrained),
         "outliers": {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
 
@@ -41,6 +42,7 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     network = build_network(recipe.network)
+    require_inputs(pretrained, pretrain_inputs(recipe, train_set))
     read_weights(pretrained, network)
     labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.augment, device)
     stage = Stage(
@@ -52,5 +54,6 @@ def finetune(
         seed=recipe.seed,
         folder=folder,
     )
-    train_or_load(network, recipe.preprocess, stage, finetune_inputs(recipe, train_set, outliers), device, progress)
+    inputs = finetune_inputs(recipe, train_set, outliers, pretrained)
+    train_or_load(network, recipe.preprocess, stage, inputs, device, progress)
     return network

@@ -29,7 +29,7 @@ def energy_bounded(logits_in: Tensor, logits_out: Tensor, margin_in: float, marg
 
 
 def outlier_exposure(logits_out: Tensor) -> Tensor:
-    """Return the cross-entropy of the outliers' softmax to uniform, less log K (Hendrycks et al., 2019)."""
+    """Return the cross-entropy of the outliers' softmax to uniform, at least log K (Hendrycks et al., 2019)."""
     return (negative_energy(logits_out) - logits_out.mean(dim=1)).mean()
 
 

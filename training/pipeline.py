@@ -1,10 +1,11 @@
 """A run of a recipe, and the only file that knows the order of its stages."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,15 +17,15 @@ from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.store import Store
 from training import report
-from training.calibrate import Calibrated, calibrate
+from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import ImageSet, load_set, require_classes, require_one_encoding, split_calibration
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
-from training.finetune import finetune
-from training.pretrain import pretrain
+from training.finetune import finetune, finetune_inputs
+from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.run_folder import read_weights
+from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
 from training.trainer import Progress
 
 PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "evaluate"
@@ -34,7 +35,7 @@ PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "
 class Run:
     """One recipe, the data it reads, the folder it fills (a sub-folder a stage) and the device it uses.
 
-    Every stage may be called alone once those before it are done; finished work is loaded, never repeated.
+    Every stage may be called alone once those before it are done; finished epochs are never repeated.
     """
 
     recipe: Recipe
@@ -45,11 +46,27 @@ class Run:
     say: Say
 
     def all(self, store: Store) -> Path | None:
-        """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images."""
+        """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images.
+
+        Raises:
+            DataError: a set that any stage needs is missing or unfit; nothing is trained then.
+        """
+        self.check()
         self.pretrain()
         self.finetune()
-        self.evaluate()
+        if not self._is_evaluated():
+            self.evaluate()
         return self.publish(store) if self.recipe.data.calibration_images else None
+
+    def check(self) -> None:
+        """Read every set and see whether each can play its role, before hours go into training.
+
+        Raises:
+            DataError: a set is missing or unfit, sets differ in encoding, or there are too few calibration images.
+        """
+        require_one_encoding(list(self._sets_by_role().values()))
+        if held_out := self.recipe.data.calibration_images:
+            choose_rank(self.recipe.calibrate, held_out)
 
     def pretrain(self) -> nn.Module:
         """Train the classifier."""
@@ -94,18 +111,20 @@ class Run:
             seed=self.recipe.seed,
             say=self.say,
         )
-        report.write(self.folder / EVALUATE, result, scores[FINETUNE], scores[PRETRAIN])
+        folder = self.folder / EVALUATE
+        (folder / INPUTS).unlink(missing_ok=True)
+        report.write(folder, result, scores[FINETUNE], scores[PRETRAIN])
+        write_json(folder / INPUTS, self._evaluate_inputs())
         return result
 
     def publish(self, store: Store) -> Path:
         """Put weights, threshold, figures and golden images into a bundle of `store`; return its folder.
 
         Raises:
-            ResumeError: the run has not been evaluated.
+            ResumeError: the run has not been evaluated, or was by another recipe or on other images.
         """
+        require_inputs(self.folder / EVALUATE, self._evaluate_inputs())
         path = self.folder / EVALUATE / "evaluation.json"
-        if not path.exists():
-            raise ResumeError(f"{path} is not there: run the stage evaluate first")
         evaluation = Evaluation.model_validate_json(path.read_text())
         created = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         draft = draft_bundle(
@@ -134,13 +153,11 @@ class Run:
         """The recipe's test images and OOD sets.
 
         Raises:
-            DataError: a set is missing, or the classes are not those that are trained on.
+            DataError: a set is missing, or the test images are not of the network's classes.
         """
         data = self.recipe.data
         test = self._load(data.test)
         require_classes(test, self.recipe.network.num_classes)
-        if test.classes != self._train_set.classes:
-            raise DataError(f"{data.test} has classes {test.classes}; {data.train} has {self._train_set.classes}")
         return TestSets(
             test=test,
             far_ood={name: self._load(source) for name, source in data.far_ood.items()},
@@ -165,8 +182,31 @@ class Run:
         self.say(f"reading {source}")
         return load_set(source, self.data_dir, self.recipe.preprocess, self.recipe.data.reencode_jpeg_quality)
 
+    def _is_evaluated(self) -> bool:
+        try:
+            require_inputs(self.folder / EVALUATE, self._evaluate_inputs())
+        except ResumeError:
+            return False
+        return True
+
+    def _evaluate_inputs(self) -> dict[str, Any]:
+        return {
+            **self._inputs(FINETUNE),
+            "fine-tuned": weights_sha256(self.folder / FINETUNE),
+            "calibrate": self.recipe.calibrate.model_dump(),
+            "evaluate": self.recipe.evaluate.model_dump(),
+            "sets": {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()},
+            "far_ood": list(self.test_sets.far_ood),
+        }
+
+    def _inputs(self, stage: str) -> dict[str, Any]:
+        if stage == PRETRAIN:
+            return pretrain_inputs(self.recipe, self._train_set)
+        return finetune_inputs(self.recipe, self._train_set, self._outliers, self.folder / PRETRAIN)
+
     def _network(self, stage: str) -> nn.Module:
         network = build_network(self.recipe.network)
+        require_inputs(self.folder / stage, self._inputs(stage))
         read_weights(self.folder / stage, network)
         return network
 
@@ -177,6 +217,8 @@ class Run:
     def _sets_by_role(self) -> dict[str, ImageSet]:
         train, held_out = self._split
         sets = self.test_sets
+        if sets.test.classes != train.classes:
+            raise DataError(f"{sets.test.name} has classes {sets.test.classes}; {train.name} has {train.classes}")
         ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
         return {"train": train, "calibration": held_out, "outliers": self._outliers, "test": sets.test} | ood
 
@@ -188,12 +230,13 @@ class Run:
 
 
 def evaluate_bundle(bundle: Bundle, run: Run) -> Evaluation:
-    """Measure a published bundle on a run's test sets, through the bundle's own predictor; write into the run's folder.
+    """Measure a published bundle on a run's test sets, fitted and predicted as the bundle says; write into its folder.
 
     Raises:
         DataError: the test images are not of the bundle's classes.
     """
-    predictor, sets = bundle.predictor, run.test_sets
+    recipe = run.recipe.model_copy(update={"preprocess": bundle.manifest.preprocess})
+    predictor, sets = bundle.predictor, replace(run, recipe=recipe).test_sets
     if sets.test.classes != bundle.manifest.classes:
         raise DataError(f"{sets.test.name} has classes {sets.test.classes}; the bundle has {bundle.manifest.classes}")
     scores = score_sets(predictor.scorer, sets, run.say)

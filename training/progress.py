@@ -43,11 +43,11 @@ class ConsoleProgress:
         """Move the stage's bar; at the end of an epoch leave a line."""
         steps, epochs = len(stage.batches), stage.optimisation.epochs
         shown = f"loss {figures.loss:.4f}  accuracy {figures.accuracy:.2%}  {figures.images_per_s:,.0f} images/s"
-        done = epoch * steps + step + 1
+        done = epoch * steps + step
         if stage.name not in self.tasks:
             self.tasks[stage.name] = self.bar.add_task(stage.name, total=epochs * steps, completed=done, figures=shown)
         self.bar.update(self.tasks[stage.name], completed=done, figures=shown)
-        if step == steps - 1:
+        if step == steps:
             self.say(f"{stage.name} epoch {epoch + 1}/{epochs}  {shown}")
 
 

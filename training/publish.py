@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import nn
 
 import model_store
 from model_store import images
-from model_store.bundle import GOLDEN, BundleDraft, load_bundle, read_manifest
+from model_store.bundle import GOLDEN, BundleDraft, load_bundle
+from model_store.errors import BundleError
 from model_store.manifest import Evaluation, Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
 from model_store.predictor import Predictor
 from model_store.store import BundleRef, Store
@@ -22,29 +24,31 @@ from training.config import Recipe
 from training.datasets import ImageSet
 
 VERDICT = "negative_energy"
+GOLDEN_IMAGES = 12
+"""At most: they travel with the bundle and are replayed at every start."""
 TOLERANCE = 0.02
 """Float32 on other processors and compilers moves energies of 5 to 25 by some 1e-5; another decoder, by tenths."""
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
 
 def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[GoldenImage, ...], dict[str, bytes]]:
-    """Choose, of each class, the held-out image the network is surest of, and what it makes of its file.
+    """Choose, of each class that has any, the held-out image the network is surest of; say what it makes of its file.
 
     By turns they are stored as PNG, as JPEG and as an enlarged photograph, so that the decoder is held to account.
     """
     scores = predictor.scorer.score(held_out.images)
     spec, files = predictor.scorer.preprocess, {}
-    for label, name in enumerate(held_out.classes):
+    for label in np.unique(held_out.labels)[:GOLDEN_IMAGES].tolist():
         members = np.flatnonzero(held_out.labels == label)
         image = held_out.images[members[scores.logits[members, label].argmax()]]
         match label % 3:
             case 0:
-                files[f"{GOLDEN}/{name}.png"] = encode.png(image)
+                files[f"{GOLDEN}/{label:03d}.png"] = encode.png(image)
             case 1:
-                files[f"{GOLDEN}/{name}.jpg"] = encode.jpeg(image, quality=90)
+                files[f"{GOLDEN}/{label:03d}.jpg"] = encode.jpeg(image, quality=90)
             case _:
                 shorter_side = 3 * min(spec.height, spec.width)
-                files[f"{GOLDEN}/{name}-enlarged.jpg"] = encode.enlarged_jpeg(image, shorter_side, quality=90)
+                files[f"{GOLDEN}/{label:03d}-enlarged.jpg"] = encode.enlarged_jpeg(image, shorter_side, quality=90)
     predictions = predictor.predict(np.stack([images.load(file, spec) for file in files.values()]))
     golden = tuple(
         GoldenImage(file=file, class_id=int(class_id), negative_energy=round(float(negative_energy), 5))
@@ -106,23 +110,22 @@ def draft_bundle(
 
 
 def publish(store: Store, draft: BundleDraft) -> Path:
-    """Publish a draft and load it back; a bundle that equals it in all but its version is found instead.
+    """Publish a draft, loaded whole before it is; a bundle that equals it in all but its version is found instead.
 
     Raises:
         BundleError: the bundle cannot be written, or does not replay its own golden images.
     """
-    folder = _published(store, draft) or store.publish(draft)
-    load_bundle(folder)
-    return folder
+    return _published(store, draft) or store.publish(draft)
 
 
 def _published(store: Store, draft: BundleDraft) -> Path | None:
     for ref in store.refs():
         if ref.name == draft.manifest.name:
-            folder = store.resolve(ref)
             unversioned = {"version": draft.manifest.version, "files": {}}
-            if read_manifest(folder).model_copy(update=unversioned) == draft.manifest:
-                return folder
+            with suppress(BundleError):  # a damaged neighbour is not the draft
+                folder = store.resolve(ref)
+                if load_bundle(folder).manifest.model_copy(update=unversioned) == draft.manifest:
+                    return folder
     return None
 
 
@@ -134,6 +137,8 @@ def bundle_ref(folder: Path) -> BundleRef:
 def _code_version() -> str:
     """Return the package's version and, in a git checkout, its commit."""
     root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return model_store.__version__
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from model_store.bundle import Bundle
-from model_store.manifest import Detection, Evaluation, Manifest
+from model_store.manifest import Calibration, Detection, Evaluation, Manifest
+from training.config import RECIPES
 from training.errors import TrainingError
 from training.evaluate import NetworkScores
 from training.run_folder import write_json
@@ -98,6 +99,8 @@ def model_card(bundle: Bundle) -> str:
         classes=", ".join(manifest.classes),
         method=calibration.method,
         alpha=calibration.alpha,
+        promise=_promise(calibration),
+        notes=_notes(manifest.name),
         n=f"{calibration.n:,}",
         k=calibration.k,
         threshold=f"{calibration.threshold:.4f}",
@@ -126,8 +129,8 @@ def readme_block(bundle: Bundle) -> str:
         f"{detection_table(evaluation)}\n\n"
         f"The bundle that ships, `{manifest.name}@{manifest.version}`: "
         f"test error {evaluation.fine_tuned.test_error:.2f} %, "
-        f"false flags {served.false_flags:.2f} % of {served.images:,} test images (promised: at most "
-        f"{100 * manifest.calibrations[manifest.verdict].alpha:g} % on average)."
+        f"false flags {served.false_flags:.2f} % of {served.images:,} test images "
+        f"(alpha {100 * manifest.calibrations[manifest.verdict].alpha:g} %)."
     )
 
 
@@ -172,6 +175,28 @@ def plot_histograms(
             axis.set(title=f"{label}, {name}", xlabel=label, ylabel="density")
             axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def _promise(calibration: Calibration) -> str:
+    match calibration.method:
+        case "conformal":
+            return (
+                "An in-distribution image exchangeable with those is flagged with probability at most alpha, over "
+                "calibration sets and images together; given this one set, the rate is a draw from Beta(k, n + 1 - k)."
+            )
+        case "pac":
+            return (
+                "In-distribution images that are exchangeable with those are flagged at a rate of at most alpha, with "
+                f"confidence {1 - (calibration.delta or 0):g} over calibration sets."
+            )
+        case "empirical":
+            return "It is the plain quantile of those images and promises nothing for others."
+
+
+def _notes(name: str) -> str:
+    """Return what stands beside a shipped recipe of that name: data, limits, terms."""
+    path = RECIPES / f"{name}.md"
+    return path.read_text().rstrip() if path.exists() else ""
 
 
 def _near(evaluation: Evaluation) -> list[str]:

@@ -1,6 +1,10 @@
 """A run folder: one sub-folder a stage, each with what it was made from, so that nothing stale is taken for done."""
 
+import fcntl
+import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,22 @@ INPUTS = "inputs.json"
 WEIGHTS = "weights.safetensors"
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a run's folder; the lock goes when the process does, however it ends.
+
+    Raises:
+        ResumeError: another process is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise ResumeError(f"another process works in {folder}; wait for it, or take another --run folder") from err
+        yield
+
+
 def open_stage(folder: Path, inputs: dict[str, Any]) -> None:
     """Begin or resume the stage of `folder`.
 
@@ -21,13 +41,25 @@ def open_stage(folder: Path, inputs: dict[str, Any]) -> None:
         ResumeError: the folder was begun from other inputs, the first that differs named.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / INPUTS).exists():
+        require_inputs(folder, inputs)
+    else:
+        write_json(folder / INPUTS, inputs)
+
+
+def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
+    """Hold what a stage's folder was made from against what is asked for now.
+
+    Raises:
+        ResumeError: the stage was never begun, or from other inputs, the first that differs named.
+    """
     path = folder / INPUTS
-    given = json.loads(json.dumps(inputs))
     if not path.exists():
-        write_json(path, given)
-    elif (earlier := json.loads(path.read_text())) != given:
+        raise ResumeError(f"{folder} is empty: run the stage {folder.name} first")
+    earlier, given = json.loads(path.read_text()), json.loads(json.dumps(inputs))
+    if earlier != given:
         raise ResumeError(
-            f"{folder} was begun with {_first_difference(earlier, given)}; "
+            f"{folder} was made with {_first_difference(earlier, given)}; "
             "take another --run folder, or remove this one to begin again"
         )
 
@@ -44,6 +76,18 @@ def write_weights(folder: Path, network: nn.Module) -> None:
     partial = folder / "weights.partial"
     save_file({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}, partial)
     partial.replace(folder / WEIGHTS)
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of a finished stage's weights file: what a later stage was made from.
+
+    Raises:
+        ResumeError: the stage is not finished.
+    """
+    path = folder / WEIGHTS
+    if not is_done(folder):
+        raise ResumeError(f"{path} is not there: run the stage {folder.name} first")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def is_done(folder: Path) -> bool:

@@ -1,21 +1,38 @@
-"""Torchvision's data sets as pixels and labels. Nothing is downloaded here."""
+"""Torchvision's data sets as pixels or files, and labels. Nothing is downloaded here."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store import images
-from model_store.manifest import PreprocessSpec
 from training.errors import DataError
 
 
 class TorchvisionSet(NamedTuple):
-    """How torchvision names the splits of one data set, and how its images are stored."""
+    """How torchvision names the splits of one data set, how its images are stored, and in which files.
+
+    `files` lists them; None where torchvision holds the pixels in memory.
+    """
 
     encoding: str
     splits: dict[str, dict[str, Any]]
+    files: Callable[[Any], Sequence[str | Path]] | None = None
+
+
+def _dtd_files(dataset: Any) -> Sequence[str | Path]:
+    files: Sequence[str | Path] = dataset._image_files
+    return files
+
+
+def _celeba_files(dataset: Any) -> Sequence[str | Path]:
+    folder = Path(dataset.root) / dataset.base_folder / "img_align_celeba"
+    return [folder / name for name in dataset.filename]
+
+
+def _places_files(dataset: Any) -> Sequence[str | Path]:
+    return [path for path, _ in dataset.imgs]
 
 
 TORCHVISION = "torchvision:"
@@ -24,18 +41,30 @@ TORCHVISION_SETS = {
     "CIFAR10": TorchvisionSet("lossless", _TRAIN_TEST),
     "CIFAR100": TorchvisionSet("lossless", _TRAIN_TEST),
     "SVHN": TorchvisionSet("lossless", {name: {"split": name} for name in ("train", "test", "extra")}),
-    "DTD": TorchvisionSet("jpeg", {name: {"split": name} for name in ("train", "val", "test")}),
-    "CelebA": TorchvisionSet("jpeg", {name: {"split": name} for name in ("train", "valid", "test", "all")}),
+    "DTD": TorchvisionSet("jpeg", {name: {"split": name} for name in ("train", "val", "test")}, _dtd_files),
+    "CelebA": TorchvisionSet(
+        "jpeg", {name: {"split": name} for name in ("train", "valid", "test", "all")}, _celeba_files
+    ),
     "Places365": TorchvisionSet(
-        "jpeg", {"train": {"split": "train-standard", "small": True}, "val": {"split": "val", "small": True}}
+        "jpeg",
+        {"train": {"split": "train-standard", "small": True}, "val": {"split": "val", "small": True}},
+        _places_files,
     ),
 }
 
 
-def read_torchvision(
-    source: str, data_dir: Path, preprocess: PreprocessSpec
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
-    """Read `torchvision:NAME:split` below `data_dir`: images uint8 (N, H, W, 3), labels, classes, encoding.
+class OpenedSet(NamedTuple):
+    """Pixels uint8 (N, H, W, 3) of any size, or the files to decode instead; labels int64 (N,), classes, encoding."""
+
+    pixels: NDArray[np.uint8] | None
+    files: Sequence[Path]
+    labels: NDArray[np.int64]
+    classes: list[str]
+    encoding: str
+
+
+def open_torchvision(source: str, data_dir: Path) -> OpenedSet:
+    """Open `torchvision:NAME:split` below `data_dir`.
 
     Raises:
         DataError: no such data set or split, or its files are not there.
@@ -43,9 +72,10 @@ def read_torchvision(
     dataset = _open(source, data_dir)
     if dataset is None:
         raise DataError(f"{source!r} is not in {data_dir}")
-    pixels, labels = _pixels(dataset, preprocess), _labels(dataset)
+    known, labels = _parse(source)[1], _labels(dataset)
+    files = [] if known.files is None else [Path(path) for path in known.files(dataset)]
     classes = [str(name) for name in getattr(dataset, "classes", range(int(labels.max(initial=0)) + 1))]
-    return pixels, labels, classes, _parse(source)[1].encoding
+    return OpenedSet(None if known.files else _pixels(dataset), files, labels, classes, known.encoding)
 
 
 def locate_torchvision(source: str, data_dir: Path) -> Path | None:
@@ -80,15 +110,13 @@ def _open(source: str, data_dir: Path) -> Any | None:
         return None
 
 
-def _pixels(dataset: Any, preprocess: PreprocessSpec) -> NDArray[np.uint8]:
-    data = getattr(dataset, "data", None)
-    if isinstance(data, np.ndarray) and data.ndim == 4:
-        rows = data if data.shape[3] == 3 else data.transpose(0, 2, 3, 1)
-        return np.stack([images.fit(image, preprocess) for image in rows])
-    return np.stack([images.fit(np.asarray(image.convert("RGB")), preprocess) for image, _ in dataset])
+def _pixels(dataset: Any) -> NDArray[np.uint8]:
+    data: NDArray[np.uint8] = dataset.data
+    return data if data.shape[3] == 3 else np.ascontiguousarray(data.transpose(0, 2, 3, 1))
 
 
 def _labels(dataset: Any) -> NDArray[np.int64]:
+    """Return int64 (N,); CelebA's targets are 40 attributes an image and no classes, so all of it is one class."""
     for attribute in ("targets", "labels", "_labels"):
         if (labels := getattr(dataset, attribute, None)) is not None:
             return np.asarray(labels, np.int64)

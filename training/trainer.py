@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Generator, Tensor, nn
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
 from training.config import ExecutionSpec, OptimisationSpec
-from training.errors import DivergedError
+from training.errors import DivergedError, ResumeError
 from training.losses import Objective
 from training.run_folder import is_done, open_stage, read_weights, write_json, write_weights
 
@@ -81,7 +82,7 @@ class Progress(Protocol):
     """Watches a stage: called with the running figures every few steps."""
 
     def __call__(self, stage: Stage, epoch: int, step: int, figures: Figures) -> None:
-        """Show where the stage is; `epoch` and `step` count from 0."""
+        """Show where the stage is: `step` of `epoch` are done; all of them once the epoch is safe on disk."""
         ...
 
 
@@ -124,10 +125,13 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
         network.parameters(), spec.learning_rate, spec.momentum, weight_decay=spec.weight_decay, nesterov=True
     )
     history = _restore(stage.checkpoint, network, optimizer, device)
-    forward = torch.compile(network) if stage.execution.compile else network
+    forward = torch.compile(network, dynamic=False) if stage.execution.compile else network
     for epoch in range(len(history), spec.epochs):
-        history.append(_train_epoch(forward, optimizer, stage, epoch, device, progress))
+        finished = _train_epoch(forward, optimizer, stage, epoch, device, progress)
+        _require_finite(network, stage, epoch)
+        history.append(finished)
         _save(stage.checkpoint, network, optimizer, history)
+        progress(stage, epoch, len(stage.batches), finished)
     return history
 
 
@@ -199,11 +203,22 @@ class _Running:
 
 def _check_finite(running: _Running, stage: Stage, epoch: int) -> None:
     if (step := int(running.first_bad_step)) >= 0:
-        raise DivergedError(
-            f"the loss of {stage.name} is not finite at step {step} of epoch {epoch + 1}; "
-            f"{f'the checkpoint of epoch {epoch} stays at {stage.checkpoint}' if epoch else 'no epoch was finished'}. "
-            f"Lower the learning rate ({stage.optimisation.learning_rate}) or the weight of the regulariser"
-        )
+        raise _diverged(f"the loss of {stage.name} is not finite at step {step}", stage, epoch)
+
+
+def _require_finite(network: nn.Module, stage: Stage, epoch: int) -> None:
+    """Keep weights that a last step blew up from replacing the last good checkpoint."""
+    for name, tensor in network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise _diverged(f"{name} is not finite after the last step", stage, epoch)
+
+
+def _diverged(what: str, stage: Stage, epoch: int) -> DivergedError:
+    kept = f"the checkpoint of epoch {epoch} stays at {stage.checkpoint}" if epoch else "no epoch was finished"
+    return DivergedError(
+        f"{what} of epoch {epoch + 1}; {kept}. "
+        f"Lower the learning rate ({stage.optimisation.learning_rate}) or the weight of the regulariser"
+    )
 
 
 def _seed_epoch(stage: Stage, epoch: int, device: torch.device) -> Generator:
@@ -229,7 +244,10 @@ def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, hist
 def _restore(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[Epoch]:
     if not path.exists():
         return []
-    state = torch.load(path, map_location=device, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    return [Epoch(**epoch) for epoch in state["history"]]
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        return [Epoch(**epoch) for epoch in state["history"]]
+    except (EOFError, KeyError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as err:
+        raise ResumeError(f"{path} is no checkpoint of this stage ({err}); remove it to train the stage anew") from err

@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.io import savemat
 
+from model_store import images
 from model_store.manifest import PreprocessSpec
 from training.datasets import (
     ImageSet,
+    PlacedImages,
     load_set,
-    place,
     require_classes,
     require_one_encoding,
     split_calibration,
-    take,
 )
 from training.errors import DataError
 
@@ -77,6 +78,36 @@ def _write_cifar(folder: Path, source: ImageSet) -> None:
 
 def _load_meta(self) -> None:
     self.classes = pickle.loads((Path(self.root) / self.base_folder / "batches.meta").read_bytes())["label_names"]
+
+
+def test_torchvision_set_with_channels_first(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *_: True)
+    arrays = {"X": train_set.images.transpose(1, 2, 3, 0), "y": train_set.labels[:, None]}
+    savemat(tmp_path / "test_32x32.mat", arrays)
+    loaded = load_set("torchvision:SVHN:test", tmp_path, preprocess, None)
+    np.testing.assert_array_equal(loaded.images, train_set.images)
+    np.testing.assert_array_equal(loaded.labels, train_set.labels)
+
+
+def test_torchvision_set_of_files_goes_through_the_decoder(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    folder = tmp_path / "dtd" / "dtd"
+    (folder / "labels").mkdir(parents=True)
+    names = ["banded/0.jpg", "banded/1.jpg", "woven/2.jpg"]
+    (folder / "labels" / "test1.txt").write_text("\n".join(names))
+    for row, name in enumerate(names):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        enlarged = Image.fromarray(train_set.images[row]).resize((300, 400))
+        exif = Image.Exif()
+        exif[0x0112] = 3  # upside down
+        enlarged.rotate(180).save(folder / "images" / name, exif=exif)
+    loaded = load_set("torchvision:DTD:test", tmp_path, preprocess, None)
+    assert (loaded.classes, loaded.labels.tolist(), loaded.encoding) == (("banded", "woven"), [0, 0, 1], "jpeg")
+    expected = images.load((folder / "images" / names[2]).read_bytes(), preprocess)
+    np.testing.assert_array_equal(loaded.images[2], expected)
 
 
 @pytest.mark.parametrize(
@@ -248,8 +279,10 @@ def test_large_folder_is_streamed_from_a_memory_map(
     shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
     monkeypatch.setattr("training.datasets.RESIDENT_BYTES", 1000)
     loaded = load_set("train", tmp_path, preprocess, None)
-    assert isinstance(loaded.images, np.memmap)
     assert loaded.fingerprint == train_set.fingerprint
-    index = torch.tensor([3, 199, 0])
-    batch = take(place(loaded.images, torch.device("cpu")), index, torch.device("cpu"))
-    np.testing.assert_array_equal(batch.numpy(), train_set.images[index.numpy()])
+    fit, expected = split_calibration(loaded, 50, seed=0)[0], split_calibration(train_set, 50, seed=0)[0]
+    assert isinstance(fit.pixels, np.memmap)  # the split is of rows, not a copy
+    placed = PlacedImages(fit, torch.device("cpu"))
+    index = torch.tensor([3, 149, 0])
+    np.testing.assert_array_equal(placed.take(index).numpy(), expected.images[index.numpy()])
+    assert {path.name for path in tmp_path.iterdir()} == {"train"}

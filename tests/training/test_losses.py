@@ -49,7 +49,7 @@ def test_energy_bounded_by_hand() -> None:
     assert energy_bounded(logits_in, logits_out, -23.0, -5.0).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_outlier_exposure_is_zero_for_equal_logits_less_log_k() -> None:
+def test_outlier_exposure_of_equal_logits_is_log_k() -> None:
     assert outlier_exposure(torch.full((3, 4), 2.5)).item() == pytest.approx(math.log(4), rel=1e-6)
 
 

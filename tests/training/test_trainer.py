@@ -15,6 +15,7 @@ from training.errors import DivergedError, ResumeError
 from training.finetune import finetune
 from training.pretrain import pretrain
 from training.progress import silent
+from training.run_folder import exclusive
 from training.trainer import Batch, Figures, Stage, learning_rate, train
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def uninterrupted(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_p
     return folder
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 0), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 0), (1, 3), (1, 4), (2, 3)])
 def test_killed_pretraining_resumes_to_the_same_weights(
     recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path, epoch: int, step: int
 ) -> None:
@@ -73,7 +74,7 @@ def test_killed_pretraining_resumes_to_the_same_weights(
         seen.add(at_epoch)
 
     pretrain(recipe, train_set, tmp_path, CPU, watch)
-    assert seen == set(range(epoch, 3))
+    assert seen == set(range(epoch + (step == 4), 3))  # after step 4 of 4 the epoch is on disk
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
 
 
@@ -173,6 +174,44 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tm
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len(state["history"]) == 1
     assert torch.isfinite(state["network"]["weight"]).all()
+
+
+def test_weights_that_the_last_step_blew_up_do_not_replace_the_checkpoint(tmp_path: Path) -> None:
+    calls = []
+
+    def objective(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        # The last step of the second epoch: zero, with a gradient that is not finite.
+        return (logits.sum() * 0).sqrt() if len(calls) == 10 else logits.sum()
+
+    with pytest.raises(DivergedError, match=r"weight is not finite after the last step of epoch 2"):
+        train(Linear(), _stage(tmp_path, objective, OneBatch(5), epochs=3), CPU, silent)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(state["history"]) == 1
+    assert torch.isfinite(state["network"]["weight"]).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
+def test_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ResumeError, match=r"checkpoint\.pt is no checkpoint"):
+        train(Linear(), _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(1)), CPU, silent)
+
+
+def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(ResumeError, match="another process"), exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        assert tmp_path.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_stages_run_on_cuda(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path: Path, name: str) -> None:
+    device = torch.device(name)
+    pretrain(recipe, train_set, tmp_path / "pretrain", device, silent)
+    finetune(recipe, train_set, outliers, tmp_path / "pretrain", tmp_path / "finetune", device, silent)
+    assert all(torch.isfinite(value).all() for value in _weights(tmp_path / "finetune").values())
 
 
 def test_history_counts_what_was_trained(tmp_path: Path) -> None:

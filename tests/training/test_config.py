@@ -1,0 +1,97 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from model_store.networks import build_network
+from training.config import RECIPES, EnergyBoundedSpec, read_recipe
+from training.errors import RecipeError
+
+SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipe_is_whole(name: str) -> None:
+    recipe = read_recipe(Path(name))
+    assert build_network(recipe.network).head.out_features == recipe.network.num_classes
+
+
+def test_shipped_recipes_are_the_documented_ones() -> None:
+    assert SHIPPED == ["cifar10", "cifar10-wrn-40-2", "cifar10-wrn-40-2-paper", "tiny"]
+    documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    assert all(f"{name}.toml" in documented for name in SHIPPED)
+
+
+def test_paper_recipe_is_the_papers() -> None:
+    """Against the numbers of the paper and its reference implementation, typed here a second time on purpose."""
+    recipe = read_recipe(Path("cifar10-wrn-40-2-paper"))
+    assert (recipe.network.depth, recipe.network.widen_factor, recipe.network.dropout) == (40, 2, 0.3)
+    assert recipe.preprocess.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
+    assert recipe.preprocess.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
+    assert (recipe.augment.flip, recipe.augment.crop_padding, recipe.augment.jpeg) == (True, 4, None)
+    first, second = recipe.pretrain, recipe.finetune
+    assert (first.epochs, first.batch_size, first.learning_rate) == (100, 128, 0.1)
+    assert (first.momentum, first.weight_decay) == (second.momentum, second.weight_decay) == (0.9, 5e-4)
+    assert (second.epochs, second.batch_size, second.outlier_batch_size, second.learning_rate) == (10, 128, 256, 0.001)
+    assert second.objective == EnergyBoundedSpec(margin_in=-23, margin_out=-5, weight=0.1)
+    assert recipe.data.calibration_images == 0
+    assert recipe.evaluate.draws == 10
+
+
+TINY = (RECIPES / "tiny.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("epochs = 12", "epochs = 12\nepoch = 3", ("pretrain.epoch", "Extra inputs")),
+        ("epochs = 12\n", "", ("pretrain.epochs", "required")),
+        ("epochs = 12", "epochs = 0", ("pretrain.epochs", "given 0")),
+        ("learning_rate = 0.1\n", "learning_rate = -1\n", ("pretrain.learning_rate", "given -1")),
+        ("margin_in = -8.0", "margin_in = -2.0", ("margin_in is -2.0", "margin_out -3.0", "below")),
+        ('kind = "energy_bounded"', 'kind = "magic"', ("finetune.objective", "magic")),
+        ('name = "tiny"', 'name = "Tiny Recipe"', ("name", "Tiny Recipe")),
+        ('name = "tiny"', 'name = "tiny-bytes"', ("-bytes",)),
+        ("learning_rate = 0.1\n", "learning_rate = inf\n", ("pretrain.learning_rate", "finite")),
+        ("margin_in = -8.0", "margin_in = nan", ("margin_in", "finite")),
+        ("depth = 10", "depth = 18", ("depth is 18", "10, 16, 22")),
+        (
+            'kind = "wide_resnet"\ndepth = 10\nwiden_factor = 1',
+            'kind = "torchvision"\nname = "resnet1018"',
+            ("resnet1018",),
+        ),
+        ("[augment]", '[data.near_ood]\nsvhn = "svhn/test"\n\n[augment]', ("svhn", "far_ood and near_ood")),
+        ("quality_min = 50", "quality_min = 101", ("quality_min", "given 101")),
+        ("quality_max = 100", "quality_max = 40", ("quality_min is 50", "quality_max 40")),
+        ("[execution]", '[calibrate]\nmethod = "pac"\n\n[execution]', ("'pac'", "delta None")),
+        ("[execution]", "[calibrate]\nalpha = 1.5\n\n[execution]", ("calibrate.alpha", "given 1.5")),
+    ],
+)
+def test_recipe_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, parts: tuple[str, ...]) -> None:
+    assert old in TINY
+    path = tmp_path / "recipe.toml"
+    path.write_text(TINY.replace(old, new, 1))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    for part in (str(path), *parts):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b""])
+def test_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"recipe\.toml"):
+        read_recipe(path)
+
+
+def test_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"no recipe at imagenet .*; the package has cifar10, "):
+        read_recipe(Path("imagenet"))
+
+
+def test_recipe_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny").write_text(TINY.replace("seed = 0", "seed = 99"))
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(Path("tiny")).seed == 99
+    assert tomllib.loads(TINY)["seed"] == 0

@@ -1,0 +1,258 @@
+"""The tiny recipe, whole: as a library, as a command, and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from model_store.bundle import load_bundle
+from model_store.store import BundleRef, Store
+from training import report
+from training.calibrate import calibrate
+from training.config import Recipe
+from training.datasets import load_set
+from training.errors import DataError, RecipeError, ResumeError
+from training.evaluate import predict_files
+from training.pipeline import Run, evaluate_bundle
+from training.progress import silent
+
+CPU = torch.device("cpu")
+OOD_TRAIN = (sys.executable, "-c", "from training.cli import main; main()")
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Recipe, image_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(tiny, image_sets, tmp_path_factory.mktemp("run"), CPU, silent, silent)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, store: Store) -> Path:
+    published = run.all(store)
+    assert published is not None
+    return published
+
+
+def test_run_publishes_a_bundle_of_what_it_trained(run: Run, store: Store, folder: Path) -> None:
+    assert store.resolve(BundleRef("tiny")) == folder
+    trained, published = (
+        load_file(run.folder / "finetune/weights.safetensors"),
+        load_file(folder / "weights.safetensors"),
+    )
+    assert all(torch.equal(trained[key], published[key]) for key in trained.keys() | published.keys())
+    manifest = load_bundle(folder).manifest
+    assert manifest.provenance.recipe == run.recipe.model_dump(mode="json")
+    roles = {record.role: record.images for record in manifest.provenance.data}
+    assert roles == {
+        "train": 150,
+        "calibration": 50,
+        "outliers": 150,
+        "test": 100,
+        "ood svhn": 40,
+        "ood textures": 38,
+    }
+    assert [golden.file.rpartition(".")[2] for golden in manifest.golden] == ["png", "jpg", "jpg"] * 3 + ["png"]
+
+
+def test_finetuning_moved_the_energies_apart(run: Run, folder: Path) -> None:
+    sets = run.test_sets
+    outliers = load_set("outliers/train", run.data_dir, run.recipe.preprocess, None)
+
+    def gap(stage: str) -> float:
+        scorer = run._scorer(stage)
+        return float(
+            scorer.score(sets.test.images).negative_energy.mean() - scorer.score(outliers.images).negative_energy.mean()
+        )
+
+    assert gap("finetune") > gap("pretrain")
+
+
+def test_threshold_is_the_conformal_one_of_the_held_out_images(run: Run, folder: Path) -> None:
+    bundle = load_bundle(folder)
+    held_out = run._split[1]
+    scores = np.sort(bundle.predictor.scorer.score(held_out.images).negative_energy)
+    np.testing.assert_allclose(bundle.predictor.calibration_scores, scores, atol=1e-5)
+    calibration = bundle.manifest.calibrations["negative_energy"]
+    assert (calibration.n, calibration.k) == (50, 2)  # floor(0.05 * 51)
+    assert int(bundle.predictor.predict(held_out.images).is_ood.sum()) == 1  # those below the second
+
+
+def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> None:
+    bundle, test = load_bundle(folder), run.test_sets.test
+    evaluation = bundle.manifest.evaluation
+    predictions = bundle.predictor.predict(test.images)
+    assert evaluation is not None
+    assert evaluation.fine_tuned.test_error == pytest.approx(100 - (predictions.class_id == test.labels).sum())
+    served = evaluation.served
+    assert list(served) == ["as they are", *(f"JPEG quality {q}" for q in (95, 90, 75)), "300 px photograph"]
+    assert served["as they are"].accuracy == pytest.approx(100 - evaluation.fine_tuned.test_error)
+    assert served["as they are"].false_flags == pytest.approx(predictions.is_ood.sum())
+    svhn = bundle.predictor.predict(run.test_sets.far_ood["svhn"].images)
+    assert evaluation.fine_tuned.ood["svhn"].missed == pytest.approx(100 * (~svhn.is_ood).mean(), abs=1e-3)
+    assert set(evaluation.odd_inputs) == {"black", "white", "noise", "digits", "screenshot"}
+    assert evaluation.untuned is not None
+    assert evaluation.untuned != evaluation.fine_tuned
+
+
+def test_published_bundle_evaluates_to_the_figures_in_its_manifest(run: Run, folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert bundle.manifest.evaluation is not None
+    again = evaluate_bundle(bundle, run)
+    assert again == bundle.manifest.evaluation.model_copy(update={"untuned": None})
+
+
+def test_evaluation_leaves_tables_and_a_picture(run: Run, folder: Path) -> None:
+    stage = run.folder / "evaluate"
+    evaluation = json.loads((stage / "evaluation.json").read_text())
+    tables = (stage / "tables.md").read_text()
+    assert f"{evaluation['served']['JPEG quality 90']['false_flags']:.2f}" in tables
+    with Image.open(stage / "histograms.png") as picture:
+        assert picture.size == (1100, 748)
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+
+
+def test_finished_run_repeats_nothing(run: Run, store: Store, folder: Path) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    again = Run(run.recipe, run.data_dir, run.folder, CPU, fail, silent)
+    again.pretrain()
+    again.finetune()
+    assert again.publish(store) == folder
+    assert len(store.refs()) == 1
+
+
+def test_publish_before_evaluate_is_refused(tiny: Recipe, image_sets: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"run the stage \w+ first"):
+        Run(tiny, image_sets, tmp_path, CPU, silent, silent).publish(Store(tmp_path))
+
+
+def test_changed_recipe_does_not_pass_for_what_was_trained(run: Run, store: Store, folder: Path) -> None:
+    def changed(**stage: Any) -> Run:
+        return Run(run.recipe.model_copy(update=stage), run.data_dir, run.folder, CPU, silent, silent)
+
+    slower = run.recipe.finetune.model_copy(update={"learning_rate": 0.5})
+    with pytest.raises(ResumeError, match=r"finetune\.learning_rate = 0\.01, now 0\.5"):
+        changed(finetune=slower).calibrate()
+    stricter = run.recipe.calibrate.model_copy(update={"alpha": 0.1})
+    with pytest.raises(ResumeError, match=r"calibrate\.alpha = 0\.05, now 0\.1"):
+        changed(calibrate=stricter).publish(store)
+
+
+def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path: Path) -> None:
+    held_out = run._split[1].subset(np.arange(18))
+    with pytest.raises(DataError, match=r"19.*calibration_images"):
+        calibrate(run.recipe.calibrate, run._scorer("finetune"), held_out, tmp_path)
+
+
+def test_recipe_without_calibration_is_evaluated_and_not_published(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    quick = {"epochs": 1}
+    recipe = tiny.model_copy(
+        update={
+            "data": tiny.data.model_copy(update={"calibration_images": 0}),
+            "pretrain": tiny.pretrain.model_copy(update=quick),
+            "finetune": tiny.finetune.model_copy(update=quick),
+        }
+    )
+    run = Run(recipe, image_sets, tmp_path / "run", CPU, silent, silent)
+    assert run.all(Store(tmp_path / "store")) is None
+    evaluation = json.loads((tmp_path / "run/evaluate/evaluation.json").read_text())
+    assert evaluation["served"] == {}
+    assert evaluation["fine_tuned"]["ood"]["svhn"]["missed"] is None
+    with pytest.raises(RecipeError, match="holds out no calibration images"):
+        run.calibrate()
+
+
+def test_files_are_predicted_as_their_pixels(run: Run, folder: Path) -> None:
+    predictor = load_bundle(folder).predictor
+    files = sorted((run.data_dir / "cifar10/test/ship").iterdir())
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    found = predict_files(predictor, (file.read_bytes() for file in files))
+    np.testing.assert_array_equal(found.negative_energy, predictor.predict(pixels).negative_energy)
+
+
+def _ood_train(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
+    return subprocess.run(
+        [*OOD_TRAIN, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_killed_command_resumes_to_the_same_weights(run: Run, folder: Path, image_sets: Path, tmp_path: Path) -> None:
+    """A real kill -9, in the middle of an epoch of each training stage."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
+    for line in ("pretrain epoch 2/12", "finetune epoch 1/3"):
+        with subprocess.Popen(
+            [*OOD_TRAIN, "run", "tiny", "--data", image_sets],
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            assert any(line in printed for printed in process.stderr)
+            process.send_signal(signal.SIGKILL)
+    finished = _ood_train("run", "tiny", "--data", image_sets, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == f"tiny@1 {Path('store/tiny/1')}"
+    assert "pretrain epoch" not in finished.stderr
+    assert "finetune epoch 1/3" not in finished.stderr
+    again = load_file(tmp_path / "store/tiny/1/weights.safetensors")
+    assert all(torch.equal(value, again[key]) for key, value in load_file(folder / "weights.safetensors").items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("run", "nothing"), ("no recipe at nothing",)),
+        (("run", "tiny", "--data", "nowhere"), ("no set 'cifar10/train' in nowhere", "sub-folder")),
+        (("finetune", "tiny", "--data", "IMAGES"), ("run the stage pretrain first",)),
+        (("run", "tiny", "--data", "IMAGES", "--device", "cuda:99"), ("cuda:99",)),
+        (("run", "tiny", "--data", "IMAGES", "--device", "abacus"), ("abacus",)),
+        (("evaluate", "tiny", "--data", "IMAGES", "--bundle", "nothing@3"), ("no bundle nothing@3",)),
+        (("run", "tiny", "--data", "IMAGES", "--device", "mps"), ("mps",)),
+        (("card", "cifar10", "--readme", "NO-MARKERS"), ("results",)),
+        (("card", "cifar10", "--readme", "missing.md"), ("missing.md",)),
+    ],
+)
+def test_bad_command_gets_a_message_not_a_traceback(
+    image_sets: Path, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "plain.md").write_text("nothing to replace\n")
+    named = {"IMAGES": str(image_sets), "NO-MARKERS": "plain.md"}
+    finished = _ood_train(*(named.get(argument, argument) for argument in arguments), cwd=tmp_path)
+    assert finished.returncode in (1, 2)
+    for part in parts:
+        assert part in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_data_command_shows_what_is_there_and_what_is_not(image_sets: Path, tmp_path: Path) -> None:
+    found = _ood_train("data", "tiny", "--data", image_sets, cwd=tmp_path)
+    assert found.returncode == 0
+    assert str(image_sets / "outliers/train.npz") in found.stdout
+    missing = _ood_train("data", "cifar10", "--data", image_sets, cwd=tmp_path)
+    assert missing.returncode == 1
+    assert f"celeba/test: Put {image_sets / 'celeba/test'}.npz there" in missing.stdout
+    assert "svhn/test:" not in missing.stdout
+
+
+def test_replaced_block_leaves_the_rest() -> None:
+    document = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.replace_block(document, "new") == f"before\n{report.BEGIN}\nnew\n{report.END}\nafter\n"
