@@ -1,0 +1,77 @@
+import pytest
+
+from model_store.manifest import (
+    Calibration,
+    Detection,
+    Evaluation,
+    NetworkEvaluation,
+    OodSetEvaluation,
+    ServedEvaluation,
+)
+from training import report
+from training.errors import TrainingError
+
+
+def _detection(fpr95: float) -> Detection:
+    return Detection(fpr95=fpr95, auroc=100 - fpr95 / 4, aupr=100 - fpr95 / 10)
+
+
+def _network(error: float, *fpr95: float) -> NetworkEvaluation:
+    names = ("near", "svhn", "places")  # the near one first: order in tables is by far_ood, not by the mapping
+    return NetworkEvaluation(
+        test_error=error,
+        ood={
+            name: OodSetEvaluation(
+                images=3000, drawn=2000, softmax=_detection(2 * value), energy=_detection(value), missed=value / 2
+            )
+            for name, value in zip(names, fpr95, strict=True)
+        },
+    )
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    return Evaluation(
+        test_images=10_000,
+        far_ood=("svhn", "places"),
+        fine_tuned=_network(6.5, 40, 4, 10),
+        untuned=_network(6.0, 45, 20, 32),
+        served={"as they are": ServedEvaluation(images=10_000, accuracy=93.5, false_flags=5.01)},
+        odd_inputs={},
+    )
+
+
+def test_detection_table_by_hand(evaluation: Evaluation) -> None:
+    assert report.detection_table(evaluation).splitlines() == [
+        "| FPR95, % | softmax, untuned | energy, untuned | **energy, fine-tuned** | missed as served |",
+        "| --- | --- | --- | --- | --- |",
+        "| svhn | 40.00 | 20.00 | 4.00 | 2.00 |",
+        "| places | 64.00 | 32.00 | 10.00 | 5.00 |",
+        "| **mean of the far sets** | **52.00** | **26.00** | **7.00** | **3.50** |",
+        "| near (near) | 90.00 | 45.00 | 40.00 | 20.00 |",
+    ]
+
+
+def test_tables_hold_all_three_metrics_and_their_means(evaluation: Evaluation) -> None:
+    tables = report.tables(evaluation)
+    assert "| svhn | 3,000 | 40.00 / 90.00 / 96.00 | 20.00 / 95.00 / 98.00 | 8.00 / 98.00 / 99.20 |" in tables
+    assert "| 7.00 / 98.25 / 99.30 |" in tables
+    assert "Test error: 6.00 % untuned, 6.50 % fine-tuned." in tables
+    assert "| as they are | 93.50 | 5.01 |" in tables
+
+
+@pytest.mark.parametrize("document", ["", report.BEGIN, f"{report.END}{report.BEGIN}"])
+def test_document_without_markers_is_refused(document: str) -> None:
+    with pytest.raises(TrainingError, match="results"):
+        report.replace_block(document, "new")
+
+
+def test_promise_is_the_methods() -> None:
+    def promise(method: str, delta: float | None = None) -> str:
+        return report._promise(
+            Calibration(method=method, alpha=0.05, delta=delta, n=100, k=5, threshold=1.0, histogram_edges=(0.0, 1.0))
+        )
+
+    assert "probability at most alpha" in promise("conformal")
+    assert "confidence 0.95" in promise("pac", 0.05)
+    assert "promises nothing" in promise("empirical")
