@@ -114,6 +114,8 @@ class FinetuneSpec(OptimisationSpec):
     """From the classifier's weights, with outliers in every batch."""
 
     outlier_batch_size: int = Field(ge=1)
+    augment: AugmentSpec | None = None
+    """Taken instead of the recipe's own, if given."""
     objective: Annotated[EnergyBoundedSpec | OutlierExposureSpec, Field(discriminator="kind")]
 
 

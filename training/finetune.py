@@ -20,7 +20,7 @@ def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, pre
     """Return all that the fine-tuned weights depend on, the classifier in the folder `pretrained` among it."""
     return {
         **pretrain_inputs(recipe, train_set),
-        "finetune": recipe.finetune.model_dump(),
+        "finetune": recipe.finetune.model_dump(exclude_none=True),
         "classifier": weights_sha256(pretrained),
         "outliers": {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
@@ -44,7 +44,7 @@ def finetune(
     network = build_network(recipe.network)
     require_inputs(pretrained, pretrain_inputs(recipe, train_set))
     read_weights(pretrained, network)
-    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.augment, device)
+    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.finetune.augment or recipe.augment, device)
     stage = Stage(
         name="finetune",
         objective=make_objective(recipe.finetune.objective),
