@@ -124,13 +124,14 @@ def readme_block(bundle: Bundle) -> str:
     evaluation = manifest.evaluation
     if evaluation is None:
         raise TrainingError(f"{manifest.name}@{manifest.version} holds no evaluation")
-    served = evaluation.served["as they are"]
+    served, jpeg = evaluation.served["as they are"], evaluation.served["JPEG quality 90"]
+    alpha = manifest.calibrations[manifest.verdict].alpha
     return (
         f"{detection_table(evaluation)}\n\n"
         f"The bundle that ships, `{manifest.name}@{manifest.version}`: "
-        f"test error {evaluation.fine_tuned.test_error:.2f} %, "
-        f"false flags {served.false_flags:.2f} % of {served.images:,} test images "
-        f"(alpha {100 * manifest.calibrations[manifest.verdict].alpha:g} %)."
+        f"test error {evaluation.fine_tuned.test_error:.2f} %; "
+        f"false flags {served.false_flags:.2f} % of {served.images:,} test images (alpha {100 * alpha:g} %), "
+        f"{jpeg.false_flags:.2f} % when they arrive as JPEG of quality 90."
     )
 
 
