@@ -168,7 +168,8 @@ def _train_epoch(
         if step % CHECK_EVERY_STEPS == 0 or step == len(stage.batches) - 1:
             _check_finite(running, stage, epoch)
             progress(stage, epoch, step, running.figures())
-    return Epoch(epoch=epoch, seconds=running.seconds(), **asdict(running.figures()))
+    figures = running.figures()
+    return Epoch(epoch=epoch, seconds=running.images / figures.images_per_s, **asdict(figures))
 
 
 class _Running:
