@@ -67,7 +67,7 @@ def _rewrite(folder: Path, name: str, content: bytes) -> None:
     _edit_manifest(folder, change)
 
 
-def _refused(folder: Path, error: type[BundleError], *parts: str) -> None:
+def _check_refused(folder: Path, error: type[BundleError], *parts: str) -> None:
     with pytest.raises(error) as caught:
         load_bundle(folder)
     for part in parts:
@@ -78,7 +78,7 @@ def _refused(folder: Path, error: type[BundleError], *parts: str) -> None:
 def test_truncated_file_is_refused(bundle_folder: Path, name: str) -> None:
     content = (bundle_folder / name).read_bytes()
     (bundle_folder / name).write_bytes(content[:-1])
-    _refused(bundle_folder, IntegrityError, name, f"{len(content) - 1} bytes", f"expected {len(content)}")
+    _check_refused(bundle_folder, IntegrityError, name, f"{len(content) - 1} bytes", f"expected {len(content)}")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CALIBRATION, "golden/0.png"])
@@ -87,18 +87,18 @@ def test_edited_file_is_refused(bundle_folder: Path, name: str) -> None:
     expected = hashlib.sha256(content).hexdigest()
     content[-1] ^= 1
     (bundle_folder / name).write_bytes(content)
-    _refused(bundle_folder, IntegrityError, name, hashlib.sha256(content).hexdigest(), expected)
+    _check_refused(bundle_folder, IntegrityError, name, hashlib.sha256(content).hexdigest(), expected)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, WEIGHTS, CALIBRATION, "golden/2.png"])
 def test_half_copied_bundle_is_refused(bundle_folder: Path, name: str) -> None:
     (bundle_folder / name).unlink()
-    _refused(bundle_folder, IncompleteBundleError, name)
+    _check_refused(bundle_folder, IncompleteBundleError, name)
 
 
 def test_newer_schema_is_refused(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields.update(schema_version=2, surprise=True))
-    _refused(bundle_folder, ManifestError, MANIFEST, "schema_version 2", "reads 1", "update energy-ood")
+    _check_refused(bundle_folder, ManifestError, MANIFEST, "schema_version 2", "reads 1", "update energy-ood")
 
 
 @pytest.mark.parametrize(
@@ -123,59 +123,59 @@ def test_impossible_manifest_is_refused(
     bundle_folder: Path, change: Callable[[dict[str, Any]], None], parts: tuple[str, ...]
 ) -> None:
     _edit_manifest(bundle_folder, change)
-    _refused(bundle_folder, ManifestError, MANIFEST, *parts)
+    _check_refused(bundle_folder, ManifestError, MANIFEST, *parts)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_manifest_that_is_no_json_object_is_refused(bundle_folder: Path, content: bytes) -> None:
     (bundle_folder / MANIFEST).write_bytes(content)
-    _refused(bundle_folder, ManifestError, MANIFEST)
+    _check_refused(bundle_folder, ManifestError, MANIFEST)
 
 
 def test_wrong_architecture_is_refused(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields["network"].update(widen_factor=2))
-    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "bn.bias is float32 (64,)", "(128,)")
+    _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "bn.bias is float32 (64,)", "(128,)")
 
 
 def test_deeper_architecture_is_refused(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=16))
-    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "stages.1", "depth=16")
+    _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "stages.1", "depth=16")
 
 
 def test_depth_that_no_network_has_is_refused(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=17))
-    _refused(bundle_folder, NetworkMismatchError, "17", "16, 22")
+    _check_refused(bundle_folder, NetworkMismatchError, "17", "16, 22")
 
 
 def test_weights_of_another_type_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
     weights = load_file(bundle_folder / WEIGHTS)
     save_file(weights | {"head.bias": weights["head.bias"].double()}, tmp_path / "w")
     _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
-    _refused(bundle_folder, NetworkMismatchError, WEIGHTS, "head.bias is float64 (10,)", "float32 (10,)")
+    _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "head.bias is float64 (10,)", "float32 (10,)")
 
 
 def test_weights_that_are_no_safetensors_are_refused(bundle_folder: Path) -> None:
     _rewrite(bundle_folder, WEIGHTS, b"\x80\x04 a pickle, say")
-    _refused(bundle_folder, NetworkMismatchError, WEIGHTS)
+    _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS)
 
 
 def test_other_weights_are_refused_by_the_golden_images(bundle_folder: Path, tmp_path: Path) -> None:
     weights = load_file(bundle_folder / WEIGHTS)
     save_file(weights | {"head.bias": weights["head.bias"] + 0.01}, tmp_path / "w")
     _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
-    _refused(bundle_folder, GoldenMismatchError, "golden/0.png", "expected", "0.001")
+    _check_refused(bundle_folder, GoldenMismatchError, "golden/0.png", "expected", "0.001")
 
 
 def test_weights_with_nan_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
     weights = load_file(bundle_folder / WEIGHTS)
     save_file(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w")
     _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
-    _refused(bundle_folder, GoldenMismatchError, "not finite")
+    _check_refused(bundle_folder, GoldenMismatchError, "not finite")
 
 
 def test_preprocessing_of_another_bundle_is_refused_by_the_golden_images(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields["preprocess"].update(mean=[0.5, 0.5, 0.5]))
-    _refused(bundle_folder, GoldenMismatchError, "golden/0.png")
+    _check_refused(bundle_folder, GoldenMismatchError, "golden/0.png")
 
 
 def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: Path) -> None:
@@ -188,7 +188,7 @@ def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: 
         calibration["threshold"] = 1.5
 
     _edit_manifest(bundle_folder, change)
-    _refused(bundle_folder, CalibrationError, "threshold is 1.5", CALIBRATION)
+    _check_refused(bundle_folder, CalibrationError, "threshold is 1.5", CALIBRATION)
 
 
 def test_calibration_scores_of_another_length_are_refused(
@@ -208,7 +208,7 @@ def test_unsorted_calibration_scores_are_refused(draft: BundleDraft, store: Stor
 
 def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
     _rewrite(bundle_folder, "golden/0.png", b"not an image")
-    _refused(bundle_folder, GoldenMismatchError, "golden")
+    _check_refused(bundle_folder, GoldenMismatchError, "golden")
 
 
 def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_images: np.ndarray) -> None:
