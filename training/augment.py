@@ -10,8 +10,10 @@ from training.config import AugmentSpec, JpegAugment
 
 
 def augment(images: Tensor, spec: AugmentSpec, generator: Generator) -> Tensor:
-    """Return changed copies of uint8 (N, H, W, 3); every image draws its own flip, crop and JPEG quality."""
+    """Return changed copies of uint8 (N, H, W, 3); every image draws its own flip, crop, noise and JPEG quality."""
     images = _flip_and_crop(images, spec, generator)
+    if spec.noise_sd_max > 0:
+        images = _noisy(images, spec.noise_sd_max, generator)
     return images if spec.jpeg is None else _jpeg_share(images, spec.jpeg, generator)
 
 
@@ -29,6 +31,12 @@ def _flip_and_crop(images: Tensor, spec: AugmentSpec, generator: Generator) -> T
     columns = columns + draw(2 * padding + 1)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     return padded[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _noisy(images: Tensor, sd_max: float, generator: Generator) -> Tensor:
+    sd = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * sd_max
+    noise = torch.randn(images.shape, generator=generator, device=images.device) * sd
+    return (images + noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def _jpeg_share(images: Tensor, spec: JpegAugment, generator: Generator) -> Tensor:

@@ -33,7 +33,9 @@ console = Console(stderr=True)
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="NAME or NAME@VERSION.")]
 DataOption = Annotated[Path, typer.Option("--data", help="The folder that holds the image sets.")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="The run's folder; runs/RECIPE by default.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="The run's folder; by default runs/ and the name of the recipe's file.")
+]
 StoreOption = Annotated[Path, typer.Option("--store", envvar="OOD_STORE", help="The store's directory.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu; CUDA where there is one.")]
 
@@ -48,8 +50,11 @@ def run(
     store: StoreOption = STORE,
     device: DeviceOption = None,
 ) -> None:
-    """Run every stage of a recipe, from images to a published bundle; after a kill, run it again to resume."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    """Run every stage of a recipe, from images to a published bundle; after a kill, run it again to resume.
+
+    A bundle that the recipe starts from is looked for in the store, then among those that ship.
+    """
+    with _opened(recipe, data, run_folder, device, store) as opened:
         folder = opened.all(Store(store))
     if folder is None:
         console.print(f"{opened.recipe.name} holds out no calibration images: evaluated, not published")
@@ -59,10 +64,17 @@ def run(
 
 @app.command()
 def pretrain(
-    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+    recipe: RecipeArgument,
+    data: DataOption = DATA,
+    run_folder: RunOption = None,
+    store: StoreOption = STORE,
+    device: DeviceOption = None,
 ) -> None:
-    """Train the classifier."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    """Train the classifier, or take the network of the bundle that the recipe starts from.
+
+    The bundle is looked for in the store, then among those that ship.
+    """
+    with _opened(recipe, data, run_folder, device, store) as opened:
         opened.pretrain()
 
 
@@ -153,12 +165,15 @@ def card(
 
 
 @contextmanager
-def _opened(recipe_path: Path, data: Path, folder: Path | None, device: str | None) -> Iterator[Run]:
+def _opened(
+    recipe_path: Path, data: Path, folder: Path | None, device: str | None, store: Path = SHIPPED
+) -> Iterator[Run]:
     recipe = read_recipe(recipe_path)
-    folder = folder or Path("runs") / recipe.name
+    folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
     chosen = _device(device)
+    stores = tuple(Store(path) for path in dict.fromkeys((store, SHIPPED)))
     with exclusive(folder), ConsoleProgress(console) as progress:
-        yield Run(recipe, data, folder, chosen, progress, progress.say)
+        yield Run(recipe, data, folder, chosen, progress, progress.say, stores)
 
 
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:

@@ -1,11 +1,13 @@
 """The recipe: one TOML file is one experiment. Unknown keys fail."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from model_store.manifest import BundleName, Fraction, Frozen, NetworkSpec, OpenFraction, PreprocessSpec
 from model_store.networks import build_network
@@ -59,6 +61,8 @@ class AugmentSpec(Frozen):
 
     flip: bool = True
     crop_padding: int = Field(default=4, ge=0)
+    noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
+    """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
     jpeg: JpegAugment | None = None
 
 
@@ -160,10 +164,25 @@ class Recipe(Frozen):
     data: DataSpec
     augment: AugmentSpec
     execution: ExecutionSpec = ExecutionSpec()
-    pretrain: PretrainSpec
+    pretrain: PretrainSpec | None = None
+    start: str | None = None
+    """A published bundle, `name@version`, whose network is fine-tuned instead of a classifier from scratch."""
     finetune: FinetuneSpec
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+
+    @field_validator("start")
+    @classmethod
+    def _start_names_a_version(cls, start: str | None) -> str | None:
+        if start is not None and not re.fullmatch(r"[^@]+@[1-9][0-9]*", start):
+            raise ValueError(f"start is {start!r}; name a bundle and its version, as in cifar10@1")
+        return start
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> "Recipe":
+        if (self.pretrain is None) == (self.start is None):
+            raise ValueError("give either [pretrain], a classifier from scratch, or start, a published bundle")
+        return self
 
     @model_validator(mode="after")
     def _network_exists(self) -> "Recipe":
@@ -189,5 +208,10 @@ def read_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise RecipeError(f"{path} is not TOML: {err}") from err
     except ValidationError as err:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in err.errors())
-        raise RecipeError(f"{path}: {faults}") from err
+        raise RecipeError(f"{path}: {'; '.join(map(_fault, err.errors()))}") from err
+
+
+def _fault(error: ErrorDetails) -> str:
+    where = ".".join(map(str, error["loc"])) or "recipe"
+    given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"  # a whole table says nothing
+    return f"{where}: {error['msg']}{given}"

@@ -15,7 +15,7 @@ from model_store.manifest import Evaluation
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
-from model_store.store import Store
+from model_store.store import SHIPPED, Store
 from training import report
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
@@ -26,6 +26,7 @@ from training.finetune import finetune, finetune_inputs
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
+from training.start import start, untuned_figures
 from training.trainer import Progress
 
 PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "evaluate"
@@ -44,6 +45,8 @@ class Run:
     device: torch.device
     progress: Progress
     say: Say
+    start_stores: tuple[Store, ...] = (Store(SHIPPED),)
+    """Where the bundle that a recipe starts from is looked for, in order."""
 
     def all(self, store: Store) -> Path | None:
         """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images.
@@ -69,8 +72,11 @@ class Run:
             choose_rank(self.recipe.calibrate, held_out)
 
     def pretrain(self) -> nn.Module:
-        """Train the classifier."""
-        return pretrain(self.recipe, self._train_set, self.folder / PRETRAIN, self.device, self.progress)
+        """Train the classifier, or take the published one that the recipe starts from."""
+        folder = self.folder / PRETRAIN
+        if self.recipe.start is not None:
+            return start(self.recipe, self._train_set, self.start_stores, folder, self.device, self.say)
+        return pretrain(self.recipe, self._train_set, folder, self.device, self.progress)
 
     def finetune(self) -> nn.Module:
         """Drive the energies of in-distribution images and of outliers apart."""
@@ -99,21 +105,28 @@ class Run:
         return calibrate(self.recipe.calibrate, self._scorer(FINETUNE), self._split[1], self.folder / CALIBRATE)
 
     def evaluate(self) -> Evaluation:
-        """Measure the fine-tuned network beside the classifier it came from; write figures, tables and plot."""
+        """Measure the fine-tuned network beside the classifier it came from; write figures, tables and plot.
+
+        A network taken from a bundle is no such classifier; the figures of that one are in the bundle's manifest.
+        """
         sets = self.test_sets
-        scores = {stage: score_sets(self._scorer(stage), sets, self.say) for stage in (PRETRAIN, FINETUNE)}
+        untuned = None if self.recipe.start else score_sets(self._scorer(PRETRAIN), sets, self.say)
+        fine_tuned = score_sets(self._scorer(FINETUNE), sets, self.say)
         result = evaluate(
             sets,
-            scores[FINETUNE],
-            scores[PRETRAIN],
+            fine_tuned,
+            untuned,
             self._predictor if self.recipe.data.calibration_images else None,
             draws=self.recipe.evaluate.draws,
             seed=self.recipe.seed,
             say=self.say,
         )
+        if self.recipe.start:
+            figures = untuned_figures(self.recipe, self.folder / PRETRAIN, self._fingerprints())
+            result = result.model_copy(update={"untuned": figures})
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
-        report.write(folder, result, scores[FINETUNE], scores[PRETRAIN])
+        report.write(folder, result, fine_tuned, untuned)
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
 
@@ -195,7 +208,7 @@ class Run:
             "fine-tuned": weights_sha256(self.folder / FINETUNE),
             "calibrate": self.recipe.calibrate.model_dump(),
             "evaluate": self.recipe.evaluate.model_dump(),
-            "sets": {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()},
+            "sets": self._fingerprints(),
             "far_ood": list(self.test_sets.far_ood),
         }
 
@@ -222,8 +235,12 @@ class Run:
         ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
         return {"train": train, "calibration": held_out, "outliers": self._outliers, "test": sets.test} | ood
 
+    def _fingerprints(self) -> dict[str, str]:
+        return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}
+
     def _stage_seconds(self) -> dict[str, float]:
-        histories = {stage: self.folder / stage / "history.json" for stage in (PRETRAIN, FINETUNE)}
+        trained = (FINETUNE,) if self.recipe.start else (PRETRAIN, FINETUNE)
+        histories = {stage: self.folder / stage / "history.json" for stage in trained}
         return {
             stage: sum(epoch["seconds"] for epoch in json.loads(path.read_text())) for stage, path in histories.items()
         }

@@ -10,6 +10,7 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches
 from training.config import CrossEntropySpec, Recipe
 from training.datasets import ImageSet
+from training.errors import RecipeError
 from training.losses import make_objective
 from training.trainer import Progress, Stage, train_or_load
 
@@ -22,7 +23,8 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
         "preprocess": recipe.preprocess.model_dump(),
         "augment": recipe.augment.model_dump(),
         "execution": recipe.execution.model_dump(),
-        "pretrain": recipe.pretrain.model_dump(),
+        "pretrain": recipe.pretrain.model_dump() if recipe.pretrain else None,
+        "start": recipe.start,
         "train": {"sha256": train_set.fingerprint, "images": len(train_set)},
     }
 
@@ -31,9 +33,12 @@ def pretrain(recipe: Recipe, train_set: ImageSet, folder: Path, device: torch.de
     """Train the recipe's network, or resume or load it from `folder`; return it.
 
     Raises:
+        RecipeError: the recipe starts from a published bundle.
         ResumeError: `folder` holds another recipe's classifier.
         DivergedError: the loss is not finite.
     """
+    if recipe.pretrain is None:
+        raise RecipeError(f"recipe {recipe.name} has no [pretrain]: it starts from {recipe.start}")
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network)
     stage = Stage(

@@ -1,12 +1,13 @@
 """The tiny recipe, small sets, and a progress that says nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model_store.manifest import PreprocessSpec
-from training.config import Recipe, read_recipe
+from training.config import RECIPES, Recipe, read_recipe
 from training.datasets import ImageSet, load_set
 
 
@@ -28,6 +29,20 @@ def train_set(image_sets: Path, preprocess: PreprocessSpec) -> ImageSet:
 @pytest.fixture(scope="session")
 def outliers(image_sets: Path, preprocess: PreprocessSpec) -> ImageSet:
     return load_set("outliers/train", image_sets, preprocess, None)
+
+
+@pytest.fixture
+def further(tmp_path: Path) -> Callable[[str], Path]:
+    """Write `<tmp_path>/further.toml`: the tiny recipe, from a published bundle instead of from scratch."""
+
+    def write(start: str) -> Path:
+        text = (RECIPES / "tiny.toml").read_text()
+        pretrain = text[text.index("[pretrain]") : text.index("[finetune]")]
+        path = tmp_path / "further.toml"
+        path.write_text(text.replace(pretrain, "").replace("seed = 0", f'seed = 0\nstart = "{start}"'))
+        return path
+
+    return write
 
 
 @pytest.fixture

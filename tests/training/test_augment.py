@@ -1,11 +1,13 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training.augment import augment, jpeg
+from training.augment import _flip_and_crop, _jpeg_share, augment, jpeg
+from training.batches import LabelledBatches, OutlierBatches
 from training.config import AugmentSpec, JpegAugment
 from training.datasets import ImageSet
 
@@ -55,6 +57,64 @@ def test_augmentation_follows_its_generator(images: torch.Tensor) -> None:
     first, again, other = (augment(images, spec, _generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+NOISY = AugmentSpec(flip=False, crop_padding=0, noise_sd_max=32)
+
+
+def _grey(n: int, level: int = 128) -> torch.Tensor:
+    return torch.full((n, 32, 32, 3), level, dtype=torch.uint8)
+
+
+def test_every_image_draws_its_noises_sd_uniformly() -> None:
+    found = augment(_grey(2000), NOISY, _generator())
+    assert (found.dtype, found.shape) == (torch.uint8, (2000, 32, 32, 3))
+    noise = found.double() - 128
+    deciles = np.quantile(noise.std(dim=(1, 2, 3)).numpy(), np.linspace(0.1, 0.9, 9))
+    np.testing.assert_allclose(deciles, np.linspace(3.2, 28.8, 9), atol=1.5)  # 4 sigma of the median: 1.43
+    assert abs(noise.mean().item()) < 0.03  # 32 / sqrt(3) over 2,000 images of 3,072 values: sigma is 0.0075
+    neighbours = torch.corrcoef(noise.reshape(2000, -1)[:, :2].T)[0, 1]
+    assert abs(neighbours.item()) < 0.13  # every value draws its own; 4 sigma, the tails being heavier: 0.12
+
+
+def test_noise_ends_at_black_and_white() -> None:
+    black, white = (augment(_grey(100, level), NOISY, _generator()) for level in (0, 255))
+    assert black.min() == 0
+    assert white.max() == 255
+    assert black.max() < 200  # not around the corner: 6 sigma of 32
+    assert white.min() > 55
+
+
+def test_noise_follows_its_generator(images: torch.Tensor) -> None:
+    first, again, other = (augment(images, NOISY, _generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_no_noise_draws_nothing(images: torch.Tensor) -> None:
+    """Recipes without noise train on the very images they had before there was any."""
+    spec = AugmentSpec(noise_sd_max=0, jpeg=JpegAugment(share=0.5, quality_min=50, quality_max=100))
+    generator, other = _generator(), _generator()
+    expected = _jpeg_share(_flip_and_crop(images, spec, other), spec.jpeg, other)
+    assert torch.equal(augment(images, spec, generator), expected)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
+def test_noise_goes_before_jpeg(images: torch.Tensor) -> None:
+    spec = NOISY.model_copy(update={"jpeg": JpegAugment(share=1, quality_min=30, quality_max=30)})
+    noisy = augment(images, NOISY, _generator())
+    assert torch.equal(augment(images, spec, _generator()), jpeg(noisy, torch.full((100,), 30)))
+
+
+def test_outliers_get_the_noise_that_in_distribution_images_get(train_set: ImageSet, outliers: ImageSet) -> None:
+    grey, grey_outliers = (replace(s, pixels=np.full_like(s.pixels, 128)) for s in (train_set, outliers))
+    labelled = LabelledBatches(grey, 50, NOISY, torch.device("cpu"))
+    batches = list(OutlierBatches(labelled, grey_outliers, 50, seed=0)(_generator()))
+    for role in (slice(50), slice(50, None)):
+        sd = torch.cat([batch.images[role] for batch in batches]).double().std(dim=(1, 2, 3))
+        assert len(sd) == 200
+        assert sd.mean().item() == pytest.approx(16, abs=2.7)  # 4 sigma of 200 draws
+        assert sd.std().item() == pytest.approx(32 / 12**0.5, abs=1.5)
 
 
 def test_jpeg_changes_its_share_of_the_batch(images: torch.Tensor) -> None:

@@ -1,10 +1,11 @@
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model_store.networks import build_network
-from training.config import RECIPES, EnergyBoundedSpec, read_recipe
+from training.config import RECIPES, AugmentSpec, EnergyBoundedSpec, read_recipe
 from training.errors import RecipeError
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -17,7 +18,7 @@ def test_shipped_recipe_is_whole(name: str) -> None:
 
 
 def test_shipped_recipes_are_the_documented_ones() -> None:
-    assert SHIPPED == ["cifar10", "cifar10-wrn-40-2", "cifar10-wrn-40-2-paper", "tiny"]
+    assert SHIPPED == ["cifar10", "cifar10-robust", "cifar10-wrn-40-2", "cifar10-wrn-40-2-paper", "tiny"]
     documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     assert all(f"{name}.toml" in documented for name in SHIPPED)
 
@@ -28,7 +29,7 @@ def test_paper_recipe_is_the_papers() -> None:
     assert (recipe.network.depth, recipe.network.widen_factor, recipe.network.dropout) == (40, 2, 0.3)
     assert recipe.preprocess.mean == pytest.approx([125.3 / 255, 123.0 / 255, 113.9 / 255])
     assert recipe.preprocess.std == pytest.approx([63.0 / 255, 62.1 / 255, 66.7 / 255])
-    assert (recipe.augment.flip, recipe.augment.crop_padding, recipe.augment.jpeg) == (True, 4, None)
+    assert recipe.augment == AugmentSpec(flip=True, crop_padding=4, noise_sd_max=0, jpeg=None)
     first, second = recipe.pretrain, recipe.finetune
     assert (first.epochs, first.batch_size, first.learning_rate) == (100, 128, 0.1)
     assert (first.momentum, first.weight_decay) == (second.momentum, second.weight_decay) == (0.9, 5e-4)
@@ -39,6 +40,7 @@ def test_paper_recipe_is_the_papers() -> None:
 
 
 TINY = (RECIPES / "tiny.toml").read_text()
+PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,13 @@ TINY = (RECIPES / "tiny.toml").read_text()
         ("quality_min = 50", "quality_min = 101", ("quality_min", "given 101")),
         ("quality_max = 100", "quality_max = 40", ("quality_min is 50", "quality_max 40")),
         ("[execution]", '[calibrate]\nmethod = "pac"\n\n[execution]', ("'pac'", "delta None")),
+        ("[augment]", "[augment]\nnoise_sd_max = -1", ("augment.noise_sd_max", "given -1")),
+        ("[augment]", "[augment]\nnoise_sd_max = nan", ("augment.noise_sd_max", "finite")),
+        ("seed = 0", 'seed = 0\nstart = "cifar10@1"', ("recipe: ", "either [pretrain]", "or start")),
+        (PRETRAIN, "", ("recipe: ", "either [pretrain]", "or start")),
+        ("seed = 0", 'seed = 0\nstart = "cifar10"', ("start: ", "start is 'cifar10'", "as in cifar10@1")),
+        ("seed = 0", 'seed = 0\nstart = "cifar10@0"', ("start is 'cifar10@0'",)),
+        ("seed = 0", 'seed = 0\nstart = "a@b@1"', ("start is 'a@b@1'",)),
         ("[execution]", "[calibrate]\nalpha = 1.5\n\n[execution]", ("calibrate.alpha", "given 1.5")),
     ],
 )
@@ -75,6 +84,7 @@ def test_recipe_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, pa
         read_recipe(path)
     for part in (str(path), *parts):
         assert part in str(caught.value)
+    assert "given {" not in str(caught.value)  # a message, not the recipe over again
 
 
 @pytest.mark.parametrize("content", [b"name = ", b"\xff\xfe\x00", b""])
@@ -83,6 +93,11 @@ def test_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"recipe\.toml"):
         read_recipe(path)
+
+
+def test_recipe_that_starts_from_a_bundle_trains_no_classifier(further: Callable[[str], Path]) -> None:
+    recipe = read_recipe(further("cifar10@12"))
+    assert (recipe.start, recipe.pretrain) == ("cifar10@12", None)
 
 
 def test_unknown_recipe_names_those_there_are() -> None:

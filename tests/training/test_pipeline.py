@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from model_store.bundle import load_bundle
-from model_store.store import BundleRef, Store
+from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.calibrate import calibrate
 from training.config import Recipe
@@ -215,6 +217,36 @@ def test_killed_command_resumes_to_the_same_weights(run: Run, folder: Path, imag
     assert "finetune epoch 1/3" not in finished.stderr
     again = load_file(tmp_path / "store/tiny/1/weights.safetensors")
     assert all(torch.equal(value, again[key]) for key, value in load_file(folder / "weights.safetensors").items())
+
+
+def test_run_command_starts_from_a_bundle_of_its_own_store(
+    store: Store, folder: Path, image_sets: Path, tmp_path: Path, further: Callable[[str], Path]
+) -> None:
+    shutil.copytree(store.root, tmp_path / "mine")
+    finished = _ood_train("run", further("tiny@1"), "--data", image_sets, "--store", "mine", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == f"tiny@2 {Path('mine/tiny/2')}"
+    assert f"starting from {Path('mine/tiny/1')}" in finished.stderr
+    taken = load_file(
+        tmp_path / "runs/further/pretrain/weights.safetensors"
+    )  # by the file's name; the recipe's is tiny
+    assert all(torch.equal(value, taken[key]) for key, value in load_file(folder / "weights.safetensors").items())
+
+
+def test_pretrain_command_names_the_stores_without_the_start_bundle(
+    image_sets: Path, tmp_path: Path, further: Callable[[str], Path]
+) -> None:
+    finished = _ood_train("pretrain", further("tiny@7"), "--data", image_sets, "--store", "mine", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert f"start is tiny@7; it is in none of mine, {SHIPPED}" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_start_bundle_may_be_one_that_ships(image_sets: Path, tmp_path: Path, further: Callable[[str], Path]) -> None:
+    """It is found, and then refused: its network is another than the tiny recipe's."""
+    finished = _ood_train("pretrain", further("cifar10@1"), "--data", image_sets, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert "cifar10@1 has network WideResNetSpec(kind='wide_resnet', depth=16" in finished.stderr
 
 
 @pytest.mark.parametrize(

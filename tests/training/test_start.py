@@ -1,0 +1,240 @@
+"""Runs that start from a published bundle: whole, resumed and refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model_store.bundle import read_manifest
+from model_store.errors import BundleNotFoundError, IntegrityError
+from model_store.store import Store
+from training.config import Recipe
+from training.datasets import ImageSet
+from training.errors import RecipeError, ResumeError
+from training.pipeline import Run
+from training.progress import silent
+from training.start import untuned_figures
+from training.trainer import Figures, Stage
+
+CPU = torch.device("cpu")
+
+
+def _changed(recipe: Recipe, **fields: Any) -> Recipe:
+    """Return the recipe with fields, or fields of its tables, replaced."""
+    tables = recipe.model_dump()
+    replaced = {key: tables[key] | value if isinstance(value, dict) else value for key, value in fields.items()}
+    return Recipe.model_validate(tables | replaced)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights.safetensors")
+
+
+def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def published(tiny: Recipe, image_sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle tiny@1, trained for an epoch a stage."""
+    recipe = _changed(tiny, pretrain={"epochs": 1}, finetune={"epochs": 1})
+    folder = tmp_path_factory.mktemp("first")
+    path = Run(recipe, image_sets, folder / "run", CPU, silent, silent).all(Store(folder / "store"))
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="module")
+def store(published: Path) -> Store:
+    return Store(published.parents[1])
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Recipe) -> Recipe:
+    return _changed(tiny, pretrain=None, start="tiny@1", finetune={"epochs": 2}, augment={"noise_sd_max": 8})
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Recipe, image_sets: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(recipe, image_sets, tmp_path_factory.mktemp("run"), CPU, silent, silent, (store,))
+
+
+@pytest.fixture(scope="module")
+def folder(run: Run, store: Store) -> Path:
+    path = run.all(store)
+    assert path is not None
+    return path
+
+
+def test_run_from_a_bundle_publishes_its_next_version(run: Run, store: Store, published: Path, folder: Path) -> None:
+    assert [str(ref) for ref in store.refs()] == ["tiny@1", "tiny@2"]
+    assert folder == store.root / "tiny/2"
+    assert _equal(_weights(run.folder / "pretrain"), _weights(published))
+    assert _equal(_weights(run.folder / "finetune"), _weights(folder))
+    assert not _equal(_weights(folder), _weights(published))
+    origin = read_manifest(folder).provenance
+    assert (origin.recipe["start"], origin.recipe["pretrain"]) == ("tiny@1", None)
+    assert list(origin.stage_seconds) == ["finetune"]
+
+
+def test_untuned_figures_are_those_of_the_bundle(run: Run, published: Path, folder: Path) -> None:
+    first, second = (read_manifest(path).evaluation for path in (published, folder))
+    assert first is not None
+    assert second is not None
+    assert first.untuned is not None
+    assert second.untuned == first.untuned
+    assert second.fine_tuned != first.fine_tuned
+    assert f"{first.untuned.test_error:.2f} % untuned" in (run.folder / "evaluate/tables.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"evaluate": {"draws": 11}},
+        {"calibrate": {"temperature": 2.0}},
+    ],
+)
+def test_untuned_figures_measured_otherwise_are_left_out(run: Run, folder: Path, changes: dict[str, Any]) -> None:
+    recipe = _changed(run.recipe, **changes)
+    assert untuned_figures(recipe, run.folder / "pretrain", run._fingerprints()) is None
+
+
+@pytest.mark.parametrize("role", ["test", "ood svhn", "ood more"])
+def test_untuned_figures_of_other_sets_are_left_out(run: Run, folder: Path, role: str) -> None:
+    sets = run._fingerprints()
+    assert untuned_figures(run.recipe, run.folder / "pretrain", sets | {role: "0" * 64}) is None
+    without = {name: sha256 for name, sha256 in sets.items() if name != role}
+    assert (untuned_figures(run.recipe, run.folder / "pretrain", without) is None) == (role in sets)
+    assert untuned_figures(run.recipe, run.folder / "pretrain", sets | {"outliers": "0" * 64}) is not None
+
+
+def test_killed_run_goes_on_without_the_bundle(run: Run, folder: Path, tmp_path: Path) -> None:
+    class KilledError(Exception):
+        """Stands for a kill -9: nothing after it runs."""
+
+    def kill(stage: Stage, epoch: int, step: int, figures: Figures) -> None:
+        if (epoch, step) == (1, 0):
+            raise KilledError
+
+    killed = replace(run, folder=tmp_path, progress=kill)
+    killed.pretrain()
+    with pytest.raises(KilledError):
+        killed.finetune()
+    epochs = set()
+
+    def watch(stage: Stage, epoch: int, step: int, figures: Figures) -> None:
+        epochs.add(epoch)
+
+    resumed = replace(run, folder=tmp_path, progress=watch, start_stores=())
+    resumed.pretrain()
+    resumed.finetune()
+    assert epochs == {1}
+    assert _equal(_weights(tmp_path / "finetune"), _weights(folder))
+
+
+def test_run_killed_while_taking_the_bundle_takes_it_again(run: Run, published: Path, tmp_path: Path) -> None:
+    killed = replace(run, folder=tmp_path)
+    killed.pretrain()
+    (tmp_path / "pretrain/weights.safetensors").unlink()  # written last
+    killed.pretrain()
+    assert _equal(_weights(tmp_path / "pretrain"), _weights(published))
+
+
+def test_finetuning_before_taking_the_bundle_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match="run the stage pretrain first"):
+        replace(run, folder=tmp_path).finetune()
+
+
+def test_first_store_that_has_the_bundle_gives_it(run: Run, store: Store, published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "copy/tiny/1")
+    said: list[str] = []
+    stores = (Store(tmp_path / "nothing"), Store(tmp_path / "copy"), store)
+    replace(run, folder=tmp_path / "run", say=said.append, start_stores=stores).pretrain()
+    assert said[-1] == f"starting from {tmp_path / 'copy/tiny/1'}"
+
+
+def test_bundle_is_not_taken_for_the_one_it_started_from(
+    run: Run, store: Store, published: Path, folder: Path, tmp_path: Path
+) -> None:
+    other = Store(tmp_path / "store")
+    assert run.publish(other) == other.root / "tiny/1"  # of the name and version that the recipe starts from
+    again = replace(run, folder=tmp_path / "run", start_stores=(other, store))
+    again.pretrain()
+    assert _equal(_weights(tmp_path / "run/pretrain"), _weights(published))
+
+
+def test_bundle_that_no_store_has_is_refused(run: Run, store: Store, tmp_path: Path) -> None:
+    missing = replace(run, recipe=_changed(run.recipe, start="tiny@9"), folder=tmp_path)
+    with pytest.raises(BundleNotFoundError, match=rf"start is tiny@9; it is in none of {store.root}$"):
+        missing.pretrain()
+
+
+def test_damaged_bundle_is_refused(run: Run, published: Path, tmp_path: Path) -> None:
+    shutil.copytree(published, tmp_path / "store/tiny/1")
+    weights = tmp_path / "store/tiny/1/weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors has SHA-256"):
+        replace(run, folder=tmp_path / "run", start_stores=(Store(tmp_path / "store"),)).pretrain()
+    assert not (tmp_path / "run/pretrain").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {"widen_factor": 2}}, r"tiny@1 has network .*widen_factor=1.*; the recipe has .*widen_factor=2"),
+        (
+            {"preprocess": {"interpolation": "bilinear"}},
+            r"tiny@1 has preprocess .*'lanczos'.*; the recipe .*'bilinear'",
+        ),
+        ({"seed": 1}, r"tiny@1 was made with seed = 0, the recipe has 1; images .* calibration .* trained on"),
+        ({"data": {"calibration_images": 40}}, r"tiny@1 was made with calibration_images = 50, the recipe has 40"),
+    ],
+)
+def test_bundle_of_another_task_or_split_is_refused(
+    run: Run, published: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        replace(run, recipe=_changed(run.recipe, **changes), folder=tmp_path).pretrain()
+    replace(run, folder=tmp_path).pretrain()  # what was refused is not in the way of what is asked for then
+    assert _equal(_weights(tmp_path / "pretrain"), _weights(published))
+
+
+def _grown(train: ImageSet) -> dict[str, Any]:
+    return {"images": np.concatenate([train.images, train.images[:1] ^ 1]), "labels": np.append(train.labels, 0)}
+
+
+def _renamed(train: ImageSet) -> dict[str, Any]:
+    return {"images": train.images, "labels": train.labels, "classes": np.array(["plane", *train.classes[1:]])}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [(_grown, r"tiny@1 was made with train sha256"), (_renamed, r"tiny@1 has classes \('airplane', .*'plane'")],
+)
+def test_bundle_of_another_training_set_is_refused(
+    run: Run, published: Path, train_set: ImageSet, tmp_path: Path, other: Callable[..., Any], message: str
+) -> None:
+    (tmp_path / "cifar10").mkdir()
+    np.savez(tmp_path / "cifar10/train.npz", **({"classes": np.array(train_set.classes)} | other(train_set)))
+    with pytest.raises(RecipeError, match=message):
+        replace(run, data_dir=tmp_path, folder=tmp_path / "run").pretrain()
+
+
+def test_run_without_calibration_may_start_from_another_split(run: Run, published: Path, tmp_path: Path) -> None:
+    recipe = _changed(run.recipe, seed=1, data={"calibration_images": 0})
+    replace(run, recipe=recipe, folder=tmp_path).pretrain()
+    assert _equal(_weights(tmp_path / "pretrain"), _weights(published))
+
+
+def test_folder_of_another_start_is_refused(run: Run, folder: Path) -> None:
+    with pytest.raises(ResumeError, match=r"made with start = 'tiny@1', now 'tiny@2'"):
+        replace(run, recipe=_changed(run.recipe, start="tiny@2")).pretrain()

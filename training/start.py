@@ -1,0 +1,108 @@
+"""Stage 1 for who has a classifier already: the network of a published bundle, to be fine-tuned further."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from model_store.bundle import WEIGHTS, load_bundle, read_manifest
+from model_store.errors import BundleNotFoundError
+from model_store.manifest import Manifest, NetworkEvaluation
+from model_store.networks import build_network
+from model_store.store import BundleRef, Store
+from training.config import Recipe
+from training.datasets import ImageSet
+from training.errors import RecipeError
+from training.evaluate import Say
+from training.pretrain import pretrain_inputs
+from training.run_folder import is_done, open_stage, read_weights, require_inputs, write_json, write_weights
+
+MANIFEST = "start.json"
+"""The manifest of the bundle that a run started from, in the folder of its weights."""
+
+
+def start(
+    recipe: Recipe, train_set: ImageSet, stores: Sequence[Store], folder: Path, device: torch.device, say: Say
+) -> nn.Module:
+    """Return the network of the recipe's `start` bundle, from the first store that has it; keep it in `folder`.
+
+    device: where the bundle's golden images are replayed.
+
+    Raises:
+        BundleError: no store has it, or it is damaged.
+        RecipeError: its network, preprocessing or classes are others, or it may have been trained on the images that
+            this recipe holds out for calibration.
+        ResumeError: `folder` holds another classifier.
+    """
+    network, inputs = build_network(recipe.network), pretrain_inputs(recipe, train_set)
+    if is_done(folder):
+        require_inputs(folder, inputs)
+        read_weights(folder, network)
+        return network
+    bundle = load_bundle(_find(str(recipe.start), stores), device=device)
+    _require_same_task(recipe, train_set, bundle.manifest)
+    _require_same_split(recipe, train_set, bundle.manifest)
+    say(f"starting from {bundle.folder}")
+    open_stage(folder, inputs)  # not earlier: a bundle that is refused leaves nothing to be refused for
+    network.load_state_dict(load_file(bundle.folder / WEIGHTS))
+    write_json(folder / MANIFEST, bundle.manifest.model_dump(mode="json"))
+    write_weights(folder, network)
+    return network
+
+
+def untuned_figures(recipe: Recipe, folder: Path, sets: dict[str, str]) -> NetworkEvaluation | None:
+    """Return what was measured of the start bundle's classifier before any fine-tuning, if it was measured alike.
+
+    folder: where `start` kept it. sets: fingerprints of this run's sets by role.
+    """
+    manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
+    origin = manifest.provenance
+    then = (
+        _tested({record.role: record.sha256 for record in origin.data}),
+        (origin.seed, origin.recipe.get("evaluate"), manifest.temperature),
+    )
+    now = (_tested(sets), (recipe.seed, recipe.evaluate.model_dump(mode="json"), recipe.calibrate.temperature))
+    return manifest.evaluation.untuned if manifest.evaluation and then == now else None
+
+
+def _tested(sets: dict[str, str]) -> dict[str, str]:
+    return {role: sha256 for role, sha256 in sets.items() if role == "test" or role.startswith("ood ")}
+
+
+def _find(name: str, stores: Sequence[Store]) -> Path:
+    ref = BundleRef.parse(name)
+    for store in stores:
+        if ref in store.refs():
+            folder = store.resolve(ref)
+            if read_manifest(folder).provenance.recipe.get("start") != name:  # a namesake that started from it
+                return folder
+    raise BundleNotFoundError(f"start is {name}; it is in none of {', '.join(str(store.root) for store in stores)}")
+
+
+def _require_same_task(recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
+    asked = {"network": recipe.network, "preprocess": recipe.preprocess, "classes": train_set.classes}
+    for what, value in asked.items():
+        if value != getattr(found, what):
+            raise RecipeError(f"start: {recipe.start} has {what} {getattr(found, what)!r}; the recipe has {value!r}")
+
+
+def _require_same_split(recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
+    """Refuse a bundle that may have been trained on what this recipe holds out.
+
+    Only the same split of the same images excludes it, for the bundle and for those that it started from in turn.
+    """
+    held_out, origin = recipe.data.calibration_images, found.provenance
+    then = {
+        "train sha256": next((record.sha256 for record in origin.data if record.role == "train"), None),
+        "seed": origin.seed,
+        "calibration_images": origin.recipe.get("data", {}).get("calibration_images"),
+    }
+    now = {"train sha256": train_set.fingerprint, "seed": recipe.seed, "calibration_images": held_out}
+    for what, value in now.items():
+        if held_out and value != then[what]:
+            raise RecipeError(
+                f"start: {recipe.start} was made with {what} = {then[what]!r}, the recipe has {value!r}; images that "
+                "this split holds out for calibration may be images that it was trained on"
+            )
