@@ -37,8 +37,7 @@ from model_store.errors import (
 from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
-from model_store.runtimes import TorchRuntime
-from model_store.runtimes.torch_runtime import Mode
+from model_store.runtimes import RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -88,11 +87,20 @@ def read_manifest(folder: Path) -> Manifest:
         IncompleteBundleError: there is none.
         ManifestError: it is no JSON, of another schema version, or has missing, unknown or impossible fields.
     """
+    return _parse_manifest(folder / MANIFEST, _read_manifest_bytes(folder))
+
+
+def _read_manifest_bytes(folder: Path) -> bytes:
     path = folder / MANIFEST
     try:
-        fields = json.loads(path.read_bytes())
+        return path.read_bytes()
     except OSError as err:
         raise IncompleteBundleError(f"{path} cannot be read ({err.strerror}): no bundle, or not all of one") from err
+
+
+def _parse_manifest(path: Path, content: bytes) -> Manifest:
+    try:
+        fields = json.loads(content)
     except (ValueError, RecursionError) as err:
         raise ManifestError(f"{path} is not JSON: {err}") from err
     found = fields.get("schema_version") if isinstance(fields, dict) else None
@@ -109,46 +117,59 @@ def read_manifest(folder: Path) -> Manifest:
         raise ManifestError(f"{path}: {where}: {first['msg']} (found {str(first['input'])[:80]})") from err
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Hold every file against its size and SHA-256 in the manifest.
+def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Read every file, once, and hold it against its size and SHA-256 in the manifest.
 
     Raises:
         IncompleteBundleError: a file is missing.
         IntegrityError: a file differs; both values are named.
     """
-    for name, entry in manifest.files.items():
-        _verified(folder, name, entry)
+    contents = {name: _verified(folder, name, entry) for name, entry in manifest.files.items()}
     for name in (WEIGHTS, CALIBRATION, *(golden.file for golden in manifest.golden)):
-        if name not in manifest.files:
+        if name not in contents:
             raise ManifestError(f"{folder / MANIFEST}: files: {name} is missing")
+    return contents
 
 
-def load_bundle(folder: Path, *, device: torch.device | None = None, mode: Mode = "eager") -> Bundle:
-    """Verify a bundle, build its network strictly, replay its golden images; `device` is CUDA where there is one.
+def load_bundle(
+    folder: Path,
+    *,
+    runtime: RuntimeChoice = "torch-eager",
+    device: torch.device | None = None,
+    cache_dir: Path | None = None,
+    threads: int | None = None,
+) -> Bundle:
+    """Verify a bundle, build its network strictly, replay its golden images on the runtime that will serve.
+
+    Args:
+        folder: the bundle.
+        runtime: what runs it. `auto` is eager PyTorch on a GPU; on the CPU it is OpenVINO where that is installed and
+            agrees with the golden images, else eager PyTorch. `predictor.scorer.runtime.name` says which it became.
+        device: CUDA where there is one by default. OpenVINO runs on the CPU.
+        cache_dir: where OpenVINO's conversion is kept; by default it is made anew at every load, in seconds.
+        threads: how many CPU threads compute; the runtime's own number by default. For PyTorch it holds for the whole
+            process.
 
     Raises:
+        RuntimeUnavailableError: the runtime cannot be had here.
         BundleError: anything is missing, damaged or not what the manifest says; the message names the file, the
             value found and the value expected.
     """
-    manifest = read_manifest(folder)
-    verify_files(folder, manifest)
-    calibration_scores, threshold = _load_calibration(folder, manifest)
-    runtime = TorchRuntime(
-        _load_network(folder, manifest),
-        manifest.preprocess,
-        device=device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        mode=mode,
-        precision=manifest.execution.precision,
-    )
-    scorer = Scorer(runtime, manifest.preprocess, manifest.temperature)
-    bundle = Bundle(
-        manifest=manifest,
-        sha256=_sha256((folder / MANIFEST).read_bytes()),
-        folder=folder,
-        predictor=Predictor(scorer, calibration_scores, threshold),
-    )
-    replay_golden(bundle)
-    return bundle
+    options = RuntimeOptions(runtime, device, cache_dir, threads)
+    content = _read_manifest_bytes(folder)
+    manifest, sha256 = _parse_manifest(folder / MANIFEST, content), _sha256(content)
+    files = read_files(folder, manifest)
+    calibration_scores, threshold = _load_calibration(folder, manifest, files[CALIBRATION])
+    network = _load_network(folder, manifest, files.pop(WEIGHTS))
+
+    def replayed_on(started: Runtime) -> Bundle:
+        scorer = Scorer(started, manifest.preprocess, manifest.temperature)
+        bundle = Bundle(manifest, sha256, folder, Predictor(scorer, calibration_scores, threshold))
+        replay_golden(bundle)
+        return bundle
+
+    source = RunnableNetwork(network, manifest.preprocess, manifest.execution.precision, sha256)
+    return run_accepted(source, options, replayed_on)
 
 
 def replay_golden(bundle: Bundle) -> None:
@@ -174,11 +195,11 @@ def replay_golden(bundle: Bundle) -> None:
             )
 
 
-def _load_network(folder: Path, manifest: Manifest) -> nn.Module:
+def _load_network(folder: Path, manifest: Manifest, content: bytes) -> nn.Module:
     path = folder / WEIGHTS
     try:
         network = build_network(manifest.network)
-        weights = load_tensors(path.read_bytes())
+        weights = load_tensors(content)
     except (SafetensorError, ValueError) as err:
         raise NetworkMismatchError(f"{path}: {err}") from err
     expected = network.state_dict()
@@ -194,11 +215,11 @@ def _tensor_type(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _load_calibration(folder: Path, manifest: Manifest) -> tuple[NDArray[np.float32], np.float32]:
+def _load_calibration(folder: Path, manifest: Manifest, content: bytes) -> tuple[NDArray[np.float32], np.float32]:
     """Return the verdict score's sorted calibration scores and threshold, which must follow from them."""
     path, spec = folder / CALIBRATION, manifest.calibrations[manifest.verdict]
     try:
-        stored = load_arrays(path.read_bytes())
+        stored = load_arrays(content)
     except SafetensorError as err:
         raise CalibrationError(f"{path}: {err}") from err
     if manifest.verdict not in stored or stored[manifest.verdict].shape != (spec.n,):
@@ -214,7 +235,7 @@ def _load_calibration(folder: Path, manifest: Manifest) -> tuple[NDArray[np.floa
     return ordered, threshold
 
 
-def _verified(folder: Path, name: str, entry: FileEntry) -> None:
+def _verified(folder: Path, name: str, entry: FileEntry) -> bytes:
     path = folder / name
     try:
         content = path.read_bytes()
@@ -226,6 +247,7 @@ def _verified(folder: Path, name: str, entry: FileEntry) -> None:
         raise IntegrityError(f"{path} has {len(content)} bytes; expected {entry.size_bytes}: copy it again")
     if (found := _sha256(content)) != entry.sha256:
         raise IntegrityError(f"{path} has SHA-256 {found}; expected {entry.sha256}: it was changed after publishing")
+    return content
 
 
 def _sha256(content: bytes) -> str:

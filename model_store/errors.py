@@ -57,5 +57,9 @@ class GoldenMismatchError(BundleError):
     """A golden image did not get its expected class and negative energy."""
 
 
+class RuntimeUnavailableError(BundleError):
+    """The runtime that was asked for cannot run this bundle here: not installed, not on this device, no conversion."""
+
+
 class CalibrationError(BundleError):
     """Calibration scores that give no valid threshold: too few, not finite, not sorted, or a k that is not theirs."""

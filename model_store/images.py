@@ -117,6 +117,11 @@ def decode(encoded: bytes, limits: DecodeLimits = DecodeLimits(), *, at_least: t
     return _decode(encoded, limits, max(at_least) if at_least else None)[0]
 
 
+def looks_like_image(encoded: bytes) -> bool:
+    """Return whether the first bytes are those of a format that is read."""
+    return any(kind.magic.match(encoded) for kind in _FORMATS)
+
+
 def fit(image: Pixels, spec: PreprocessSpec) -> Pixels:
     """Resize and crop, bit for bit as torchvision's Resize and CenterCrop do with PIL images of up to 8:1.
 

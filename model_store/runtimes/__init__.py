@@ -1,6 +1,16 @@
 """How a network is executed: pixels in, float32 logits and features out."""
 
+from model_store.runtimes.choice import RunnableNetwork, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.runtimes.openvino_runtime import OpenVinoRuntime
 from model_store.runtimes.runtime import Runtime
 from model_store.runtimes.torch_runtime import TorchRuntime
 
-__all__ = ["Runtime", "TorchRuntime"]
+__all__ = [
+    "OpenVinoRuntime",
+    "RunnableNetwork",
+    "Runtime",
+    "RuntimeChoice",
+    "RuntimeOptions",
+    "TorchRuntime",
+    "run_accepted",
+]

@@ -12,9 +12,15 @@ class Runtime(Protocol):
     """Runs one network in two steps, so that the next batch can travel while one is computed.
 
     Both steps are called from one thread at a time; tickets are finished in the order in which they were started.
+    What `finish` returns stays valid whatever is started later.
+
+    `in_flight` is how many started batches are worth having at once: 1 where `start` computes or the device shares
+    the processor with whoever prepares the next batch, 2 where a batch can travel while another is computed. More
+    may be started; it gains nothing.
     """
 
     name: str
+    in_flight: int
 
     def start(self, images: NDArray[np.uint8]) -> Any:
         """Begin a forward pass over uint8 (N, H, W, 3), N >= 1; return a ticket for `finish`."""

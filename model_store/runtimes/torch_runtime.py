@@ -25,9 +25,18 @@ class TorchRuntime:
         device: torch.device,
         mode: Mode = "eager",
         precision: Precision = "float32",
+        threads: int | None = None,
     ) -> None:
+        """Move `network` to `device`, in evaluation mode.
+
+        `threads` is how many CPU threads compute; None leaves PyTorch's number. PyTorch has one such number a
+        process, so giving it here gives it to every network of the process that runs on the CPU.
+        """
         _forbid_tf32()
+        if threads is not None and device.type == "cpu":
+            torch.set_num_threads(threads)
         self.name = f"torch-{mode}-{precision}-{device.type}"
+        self.in_flight = 2 if device.type == "cuda" else 1
         self.device = device
         self.precision = precision
         pixels_to_logits = NormalisedNetwork(network, preprocess)
@@ -52,7 +61,9 @@ class TorchRuntime:
 def _forbid_tf32() -> None:
     """Keep float32 convolutions and products from running in TF32, which moves energies by whole tenths.
 
-    PyTorch has one such switch a process; it is set and never set back, since another runtime may be running.
+    PyTorch has one such switch a process; it is set and never set back, since another runtime may be running. The
+    older switch of cuDNN's is set with it: `torch.export` raises where the two differ.
     """
+    torch.backends.cudnn.allow_tf32 = False
     for backend in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):  # type: ignore[attr-defined]
         backend.fp32_precision = "ieee"

@@ -213,7 +213,7 @@ def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
 
 def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_images: np.ndarray) -> None:
     eager = load_bundle(bundle_folder).predictor.predict(test_images[:5])
-    compiled = load_bundle(bundle_folder, mode="compiled").predictor.predict(test_images[:5])
+    compiled = load_bundle(bundle_folder, runtime="torch-compiled").predictor.predict(test_images[:5])
     np.testing.assert_allclose(compiled.negative_energy, eager.negative_energy, atol=1e-4)
 
 
