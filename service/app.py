@@ -1,0 +1,104 @@
+"""The application: one server's state, routes and layers, made from its settings."""
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+import model_store
+from service.bodies import PendingBytes
+from service.decoding import Decoder
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.middleware import RequestScope, error_reply
+from service.models import load_models
+from service.routes import health, models, predict
+from service.settings import Settings
+from service.state import State
+
+ROUTERS = (predict.router, models.router, health.router)
+DESCRIPTION = (
+    "Image classifiers that know when they don't know: every prediction comes with its negative energy, a p-value and "
+    "an out-of-distribution flag whose rate of false alarms is a stated number."
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Load the bundles of the settings and return the application that serves them.
+
+    Raises:
+        StartError: none of the bundles could be loaded.
+    """
+    metrics = Metrics(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
+    state = State(
+        settings=settings,
+        metrics=metrics,
+        models=load_models(settings, metrics),
+        decoder=Decoder(settings.decode_threads, settings.decode_limits),
+        pending=PendingBytes(settings.max_pending_bytes),
+    )
+    metrics.pending_bytes.set_function(lambda: state.pending.held)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        state.models.close()
+        state.decoder.close()
+
+    app: FastAPI = FastAPIOffline(
+        title="energy-ood",
+        version=model_store.__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+        exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), _answer_error),
+    )
+    app.state.service = state
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(RequestScope, state=lambda: state)
+    if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", predict.DEADLINE_HEADER, "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_reply(request, error)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the schema, its examples ready to be sent: an image of the default model, and its name."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    state: State = app.state.service
+    engine = state.models.engines[0]
+    image = (engine.bundle.folder / engine.bundle.manifest.golden[0].file).read_bytes()
+    example = {"images": [base64.b64encode(image).decode()]}
+    for path, operations in schema["paths"].items():
+        if "requestBody" in operations.get("post", {}):
+            operations["post"]["requestBody"]["content"]["application/json"]["example"] = example
+        for parameter in operations.get("post", {}).get("parameters", []):
+            if "{model}" in path and parameter["name"] == "model":
+                parameter["example"] = engine.name
+    if state.settings.api_keys:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    app.openapi_schema = schema
+    return schema

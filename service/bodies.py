@@ -1,0 +1,251 @@
+"""A request's body -> encoded images. Three forms: one image as it is, JSON with base64, a multipart form."""
+
+import asyncio
+import binascii
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from email.message import Message
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from starlette.requests import ClientDisconnect, Request
+
+from model_store import images
+from service.errors import (
+    BadImageError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    ClientLeftError,
+    EmptyBodyError,
+    InvalidBase64Error,
+    InvalidFieldError,
+    LengthRequiredError,
+    MalformedJsonError,
+    MalformedMultipartError,
+    QueueFullError,
+    TooManyImagesError,
+    UnsupportedEncodingError,
+)
+
+FIELD = "images"
+_QUOTED = 40
+"""Characters of what a client sent that a message may repeat."""
+
+
+@dataclass
+class PendingBytes:
+    """The memory for bodies, shared by all requests; one thread uses it."""
+
+    limit: int
+    held: int = 0
+
+    @contextmanager
+    def lease(self) -> Iterator["Lease"]:
+        """Account for one request's body until its answer."""
+        lease = Lease(self)
+        try:
+            yield lease
+        finally:
+            self.held -= lease.bytes
+
+
+@dataclass
+class Lease:
+    """What one request holds."""
+
+    pending: PendingBytes
+    bytes: int = 0
+
+    def grow(self, to: int) -> None:
+        """Hold `to` bytes in all, if more than now.
+
+        Raises:
+            QueueFullError: other requests hold too much.
+        """
+        more = max(to - self.bytes, 0)
+        if self.pending.held + more > self.pending.limit:
+            raise QueueFullError(
+                f"bodies of {self.pending.held:,} bytes are being served, {more:,} more are above the "
+                f"{self.pending.limit:,} allowed; try again in a second"
+            )
+        self.pending.held += more
+        self.bytes += more
+
+
+async def read_body(request: Request, lease: Lease, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read a body, at most `max_bytes`, within `timeout_s`.
+
+    Raises:
+        ServiceError: no length, too large, empty, compressed, incomplete, late, or no memory left for it.
+    """
+    declared = _declared_length(request)
+    if declared is not None and declared > max_bytes:
+        raise _too_large(declared, max_bytes)
+    chunks, received = [], 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > max_bytes:
+                    raise _too_large(received, max_bytes)
+                lease.grow(received)
+                chunks.append(chunk)
+    except ClientDisconnect:
+        raise ClientLeftError(f"the client left after {received:,} bytes of the body") from None
+    except TimeoutError:
+        raise BodyTimeoutError(f"{received:,} bytes of the body came in {timeout_s:g} s; send it faster") from None
+    if not received:
+        raise EmptyBodyError("the body has 0 bytes; send an image, a form with `images`, or JSON with `images`")
+    return b"".join(chunks)
+
+
+def encoded_images(body: bytes, content_type: str, *, max_images: int) -> list[bytes]:
+    """Split a body into encoded images.
+
+    What begins like an image is one, whatever its Content-Type says. Of the rest, a form is known by its Content-Type,
+    JSON by that or by its first character; anything else is for the decoder to refuse.
+
+    Raises:
+        ServiceError: the form or JSON is malformed, has other fields, or holds no images or too many.
+    """
+    media_type, boundary = _media_type(content_type)
+    if images.looks_like_image(body):
+        return [body]
+    if media_type == "multipart/form-data":
+        return _from_multipart(body, boundary, max_images)
+    if media_type == "application/json" or re.match(rb"\s*{", body):
+        return _from_json(body, max_images)
+    return [body]
+
+
+def _declared_length(request: Request) -> int | None:
+    if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        raise UnsupportedEncodingError(f"Content-Encoding is {encoding[:_QUOTED]!r}; send the body as it is")
+    if "chunked" in request.headers.get("transfer-encoding", "").lower():
+        return None
+    declared = request.headers.get("content-length")
+    if declared is None:
+        raise LengthRequiredError("there is neither Content-Length nor Transfer-Encoding: chunked; send a body")
+    return int(declared)  # the HTTP parser has refused what is no number
+
+
+def _too_large(found: int, allowed: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has {found:,} bytes or more, allowed are {allowed:,}; send fewer images")
+
+
+def _media_type(content_type: str) -> tuple[str, str]:
+    message = Message()
+    message["content-type"] = content_type
+    boundary = message.get_param("boundary", "")
+    return message.get_content_type() if content_type else "", boundary if isinstance(boundary, str) else ""
+
+
+def _from_json(body: bytes, max_images: int) -> list[bytes]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as err:
+        raise MalformedJsonError(f"the body is not JSON: {str(err)[:120]}") from None
+    if not isinstance(value, dict) or value.keys() != {FIELD}:
+        found = sorted(value)[:5] if isinstance(value, dict) else type(value).__name__
+        raise InvalidFieldError(f'the JSON has {str(found)[:200]}; it must be {{"{FIELD}": ["<base64>", ...]}}')
+    texts = value[FIELD]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InvalidFieldError(f"{FIELD} must be a list of base64 strings")
+    _check_count(len(texts), max_images)
+    return [_from_base64(text, index) for index, text in enumerate(texts)]
+
+
+def _from_base64(text: str, index: int) -> bytes:
+    try:
+        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except ValueError as err:
+        reason = "it has characters outside ASCII" if isinstance(err, UnicodeEncodeError) else str(err)
+        cause = InvalidBase64Error(
+            f"{FIELD}[{index}] is not base64 (RFC 4648, padded, no line breaks, no data: prefix): {reason}"
+        )
+        raise BadImageError(index, cause) from None
+
+
+def _from_multipart(body: bytes, boundary: str, max_images: int) -> list[bytes]:
+    if not boundary:
+        raise MalformedMultipartError("the Content-Type multipart/form-data has no boundary; let the client set it")
+    form = _Form(body, boundary)
+    for name in form.names:
+        if name != FIELD:
+            raise InvalidFieldError(f"the form has a field {name[:_QUOTED]!r}; its fields must be named {FIELD!r}")
+    _check_count(len(form.contents), max_images)
+    return form.contents
+
+
+class _Form:
+    """Field names and contents of a multipart form, in order."""
+
+    def __init__(self, body: bytes, boundary: str) -> None:
+        self.names: list[str] = []
+        self.contents: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._header = b""
+        self._value = b""
+        self._name: str | None = None
+        self._complete = False
+        try:
+            parser = MultipartParser(
+                boundary.encode("latin-1"),
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_begin": self._begin_header,
+                    "on_header_field": self._header_field,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._end_header,
+                    "on_part_data": self._data,
+                    "on_part_end": self._end,
+                    "on_end": self._finish,
+                },
+            )
+            parser.write(body)
+            parser.finalize()
+        except (FormParserError, ValueError) as err:
+            raise MalformedMultipartError(f"the multipart body is malformed: {str(err)[:120]}") from None
+        if not self._complete:
+            raise MalformedMultipartError("the multipart body ends before its last boundary; it is truncated")
+
+    def _begin(self) -> None:
+        self._pieces, self._name = [], None
+
+    def _begin_header(self) -> None:
+        self._header = self._value = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            message = Message()
+            message["content-disposition"] = self._value.decode("utf-8", "replace")
+            name = message.get_param("name", header="content-disposition")
+            self._name = name if isinstance(name, str) else None
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        self._pieces.append(data[start:end])
+
+    def _end(self) -> None:
+        if self._name is None:
+            raise MalformedMultipartError("a part of the form has no Content-Disposition with a name")
+        self.names.append(self._name)
+        self.contents.append(b"".join(self._pieces))
+
+    def _finish(self) -> None:
+        self._complete = True
+
+
+def _check_count(images: int, max_images: int) -> None:
+    if images == 0:
+        raise InvalidFieldError(f"{FIELD} is empty; send at least one image")
+    if images > max_images:
+        raise TooManyImagesError(f"the request has {images} images, allowed are {max_images}; send several requests")

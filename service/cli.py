@@ -1,0 +1,75 @@
+"""ood-serve: a bundle, served over HTTP."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from pydantic import ValidationError
+
+from service.errors import SettingsError, StartError
+from service.settings import PREFIX, Settings
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Return the settings of flags, then of `OOD_*` variables, then the defaults.
+
+    Raises:
+        SettingsError: an unknown variable, or values that are impossible; each named.
+    """
+    flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown variables {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    try:
+        return Settings(**flags)
+    except ValidationError as err:
+        raise SettingsError("; ".join(_explain(fault) for fault in err.errors())) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return a parser with a flag for each setting; values stay text, for Settings to check."""
+    parser = argparse.ArgumentParser(
+        prog="ood-serve", description="Serve bundles over HTTP. Each flag has an OOD_* variable; flags win."
+    )
+    for name, field in Settings.model_fields.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", metavar="VALUE", help=(field.description or "").replace("%", "%%")
+        )
+    return parser
+
+
+def _explain(fault: Mapping[str, object]) -> str:
+    where = fault["loc"]
+    name = str(where[0]) if isinstance(where, tuple) and where else ""
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    given = "(hidden)" if name == "api_keys" else repr(fault["input"])
+    return f"--{name.replace('_', '-')} / {PREFIX}{name.upper()} is {given}: {message}"
+
+
+def main() -> None:
+    """Serve until a signal; exit status 1 with a message if it can't start or an engine dies."""
+    try:
+        settings = read_settings(sys.argv[1:], os.environ)
+        raise SystemExit(serve(settings))
+    except (SettingsError, StartError) as err:
+        print(f"ood-serve: {err}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1) from None
+
+
+def serve(settings: Settings) -> int:
+    """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
+    from service import logs  # the heavy imports wait until the settings are known to be good
+    from service.app import create_app
+    from service.greeting import greeting
+    from service.server import Server, bind
+
+    logs.set_up(settings.log_level)
+    listener = bind(settings.host, settings.port)
+    app = create_app(settings)
+    server = Server(app, settings, greeting(app.state.service.models, listener))
+    server.run(sockets=[listener])
+    return 1 if server.engine_died else 0

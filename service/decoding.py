@@ -1,0 +1,55 @@
+"""Encoded images -> pixels, on a bounded pool of threads, off the event loop."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store import images
+from model_store.errors import ImageError
+from model_store.images import DecodeLimits
+from model_store.manifest import PreprocessSpec
+from service.errors import BadImageError
+
+
+class Decoder:
+    """Decodes and fits images, at most `threads` at once."""
+
+    def __init__(self, threads: int, limits: DecodeLimits) -> None:
+        self._threads = threads
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+    async def decode(self, encoded: Sequence[bytes], spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
+        """Return uint8 (H, W, 3) an image, in order.
+
+        Raises:
+            BadImageError: some image is none, or too large; the first such.
+        """
+        loop, step = asyncio.get_running_loop(), -(-len(encoded) // self._threads)
+        shares = [
+            loop.run_in_executor(self._pool, self._decode, encoded[at : at + step], at, spec)
+            for at in range(0, len(encoded), step)
+        ]
+        done = await asyncio.gather(*shares, return_exceptions=True)
+        pixels: list[NDArray[np.uint8]] = []
+        for share in done:  # in order, so that the first bad image is the one that is named
+            if isinstance(share, BaseException):
+                raise share
+            pixels += share
+        return pixels
+
+    def close(self) -> None:
+        """Finish what runs and stop."""
+        self._pool.shutdown()
+
+    def _decode(self, encoded: Sequence[bytes], first: int, spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
+        pixels = []
+        for index, image in enumerate(encoded, start=first):
+            try:
+                pixels.append(images.load(image, spec, self._limits))
+            except ImageError as err:
+                raise BadImageError(index, err) from err
+        return pixels

@@ -1,0 +1,241 @@
+"""One model on one device: its queue, the thread that runs it, its health and its share of the metrics."""
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Thread
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.bundle import Bundle
+from model_store.predictor import Predictions
+from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
+from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError, QueueFullError
+from service.metrics import ModelMetrics, Stage
+
+Pixels = NDArray[np.uint8]
+CLOSE_S = 5.0
+"""A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
+Health = Literal["ready", "stalled", "died", "closed"]
+log = logging.getLogger(__name__)
+
+
+class Verdict(NamedTuple):
+    """What a model says of one image."""
+
+    class_id: int
+    confidence: float
+    negative_energy: float
+    p_value: float
+    is_ood: bool
+
+
+class Started(NamedTuple):
+    """A batch that the device is working on."""
+
+    batch: Batch[Pixels, Verdict]
+    ticket: Any
+    at: float
+
+
+def batch_sizes(largest: int) -> tuple[int, ...]:
+    """Return the sizes that are warmed and run: 1, 2, 3, 4, 6, 8, 12, ... and `largest`.
+
+    What waits is cut to the largest of them that it fills, so nothing is padded and at most a third is left over,
+    which is the next batch.
+    """
+    steps = {size for power in range(largest.bit_length()) for size in (2**power, 3 * 2**power)}
+    return tuple(sorted({size for size in steps if size <= largest} | {largest}))
+
+
+class Engine:
+    """Runs one bundle's images in batches, on a thread of its own. Every accepted request gets an answer or an error.
+
+    An error of the runtime is the end of it: all that waits fails with EngineDiedError, and health turns red.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        metrics: ModelMetrics,
+        *,
+        max_batch_size: int,
+        max_queue_images: int,
+        stall_s: float,
+    ) -> None:
+        self.bundle = bundle
+        self._metrics = metrics
+        self._stall_s = stall_s
+        self._runtime = bundle.predictor.scorer.runtime
+        self._batcher: Batcher[Pixels, Verdict] = Batcher(
+            sizes=batch_sizes(max_batch_size), max_items=max_queue_images, on_drop=self._dropped
+        )
+        self._started: deque[Started] = deque()
+        self._busy_since: float | None = None
+        self._image_s = 0.0
+        self._warm: Future[None] = Future()
+        self._state: Health = "ready"
+        self._thread = Thread(target=self._main, name=f"engine {bundle.manifest.name}", daemon=True)
+        metrics.watch_queue(lambda: self._batcher.depth)
+
+    @property
+    def name(self) -> str:
+        """The model, as `name@version`."""
+        return f"{self.bundle.manifest.name}@{self.bundle.manifest.version}"
+
+    @property
+    def runtime_name(self) -> str:
+        """How the network runs."""
+        return self._runtime.name
+
+    @property
+    def health(self) -> Health:
+        """Whether it answers; `stalled` means that a batch has been running for longer than it may."""
+        busy_since = self._busy_since
+        if self._state == "ready" and busy_since is not None and time.monotonic() - busy_since > self._stall_s:
+            return "stalled"
+        return self._state
+
+    def start(self) -> None:
+        """Start the thread and run every batch size once; return when all are warm.
+
+        Raises:
+            Exception: whatever the runtime raised.
+        """
+        self._thread.start()
+        self._warm.result()
+
+    def close(self) -> None:
+        """Answer what waits, then stop; return when the thread has, or when it hangs."""
+        self._batcher.close()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_S)
+
+    def require_room(self, images: int) -> None:
+        """Refuse early, before anything is decoded, what could not be queued now.
+
+        Raises:
+            QueueFullError: the queue has no room for so many images.
+            NotReadyError: the engine is dead or closed.
+        """
+        if self._state != "ready":
+            raise self._not_ready()
+        if self._batcher.depth + images > self._batcher.max_items:
+            raise self._full(images)
+
+    async def predict(self, images: Sequence[Pixels], deadline: float) -> Waited[Verdict]:
+        """Queue a request's images and await all of their verdicts.
+
+        Cancelling it takes them out of the queue.
+
+        Args:
+            images: uint8 (H, W, 3) each, fitted to the bundle's PreprocessSpec.
+            deadline: a `time.monotonic()`; what waits still by then is never run.
+
+        Raises:
+            QueueFullError: they do not fit into the queue.
+            NotReadyError: the engine is closed or dead, or died meanwhile.
+            DeadlineExceededError: their turn came after the deadline.
+        """
+        try:
+            future = self._batcher.submit(images, deadline)
+        except FullError:
+            raise self._full(len(images)) from None
+        except ClosedError:
+            raise self._not_ready() from None
+        try:
+            return await asyncio.wrap_future(future)
+        except ExpiredError:
+            raise DeadlineExceededError(f"{self.name} had no verdict within the deadline") from None
+
+    def count_answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
+        """Count the images and the stages of one request whose reply is about to be sent; on the event loop."""
+        self._metrics.answered(
+            [verdict.p_value for verdict in found],
+            [verdict.negative_energy for verdict in found],
+            [verdict.is_ood for verdict in found],
+            seconds,
+        )
+
+    @property
+    def retry_after_s(self) -> int:
+        """Whole seconds, at least 1, in which what waits now should be done."""
+        return max(1, math.ceil(self._batcher.depth * self._image_s))
+
+    def _full(self, images: int) -> QueueFullError:
+        return QueueFullError(
+            f"{self._batcher.depth} images wait for {self.name}, {images} more are above the "
+            f"{self._batcher.max_items} allowed; try again in {self.retry_after_s} s",
+            self.retry_after_s,
+        )
+
+    def _not_ready(self) -> NotReadyError:
+        if self._state == "died":
+            return EngineDiedError(f"the engine of {self.name} has died")
+        return NotReadyError(f"{self.name} takes no more requests: the server is stopping")
+
+    def _dropped(self, reason: DropReason) -> None:
+        self._metrics.dropped(reason)
+
+    def _main(self) -> None:
+        try:
+            self._warm_up()
+            self._warm.set_result(None)
+            self._run()
+            self._state = "closed"
+        except BaseException as err:
+            self._state = "died"
+            self._batcher.die(EngineDiedError(f"the engine of {self.name} died"))
+            if not self._warm.done():
+                self._warm.set_exception(err)
+                return
+            log.exception("the engine died", extra={"model": self.name})
+
+    def _warm_up(self) -> None:
+        height, width = self.bundle.manifest.preprocess.height, self.bundle.manifest.preprocess.width
+        for size in self._batcher.sizes:
+            begun = time.monotonic()
+            self.bundle.predictor.predict(np.zeros((size, height, width, 3), np.uint8))
+            self._image_s = (time.monotonic() - begun) / size
+
+    def _run(self) -> None:
+        while True:
+            batch = self._batcher.take(wait=not self._started)
+            if batch is not None:
+                self._start(batch)
+            elif not self._started:
+                return
+            if batch is None or len(self._started) >= self._runtime.in_flight:
+                self._finish(self._started.popleft())
+
+    def _start(self, batch: Batch[Pixels, Verdict]) -> None:
+        at = time.monotonic()
+        self._busy_since = self._busy_since or at
+        ticket = self.bundle.predictor.start(np.stack(batch.items))
+        self._started.append(Started(batch, ticket, at))
+
+    def _finish(self, started: Started) -> None:
+        predictions = self.bundle.predictor.finish(started.ticket)
+        forward_s = time.monotonic() - started.at
+        self._busy_since = self._started[0].at if self._started else None
+        self._image_s = 0.9 * self._image_s + 0.1 * forward_s / len(started.batch)
+        self._metrics.batch(len(started.batch), forward_s)
+        self._batcher.finish(started.batch, verdicts(predictions), forward_s)
+
+
+def verdicts(predictions: Predictions) -> list[Verdict]:
+    """Split N predictions into one verdict an image."""
+    columns = (
+        predictions.class_id,
+        predictions.confidence,
+        predictions.negative_energy,
+        predictions.p_value,
+        predictions.is_ood,
+    )
+    return [Verdict(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

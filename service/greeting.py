@@ -1,0 +1,31 @@
+"""What a server says when it listens: where, what it serves, and a line to try."""
+
+import shlex
+import socket
+
+import model_store
+from service.models import Models
+
+
+def greeting(models: Models, listener: socket.socket) -> str:
+    """Return a few lines for the person who started the server."""
+    url = address(listener)
+    lines = [f"energy-ood {model_store.__version__} on {url}"]
+    for engine in models.engines:
+        calibration = engine.bundle.manifest.calibrations[engine.bundle.manifest.verdict]
+        lines.append(
+            f"  {engine.name}  flags negative energy <= {calibration.threshold:.4f} "
+            f"(alpha {100 * calibration.alpha:g} %)  {engine.runtime_name}"
+        )
+    lines += [f"  {failed.ref}  not loaded: {failed.reason}" for failed in models.failed]
+    first = models.engines[0].bundle
+    image = first.folder / first.manifest.golden[0].file
+    lines += ["try it:", f"  curl --data-binary @{shlex.quote(str(image))} {url}/predict", f"pages: {url}/docs"]
+    return "\n".join(lines)
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL at which a bound socket can be reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

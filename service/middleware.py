@@ -1,0 +1,159 @@
+"""Around every request: its id, its token, one log line, one count, and an answer whatever happens."""
+
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model_store.errors import ImageError
+from service.errors import (
+    BadImageError,
+    InvalidFieldError,
+    MethodNotAllowedError,
+    QueueFullError,
+    ServiceError,
+    UnauthorizedError,
+    UnknownRouteError,
+    answer_for,
+)
+from service.metrics import UNMATCHED
+from service.schemas import ErrorBody, ErrorReply
+from service.settings import Settings
+from service.state import State
+
+log = logging.getLogger("service.access")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestScope:
+    """Gives each request an id, refuses it without its token, answers what went wrong, counts and logs it.
+
+    No exception leaves it.
+    """
+
+    def __init__(self, app: ASGIApp, state: Callable[[], State]) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, state, request = time.monotonic(), self._state(), Request(scope, receive)
+        request.state.request_id = _request_id(request)
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request.state.request_id.encode())]
+                if state.draining:  # keep-alive clients must look for another server
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            require_token(request, state.settings)
+            await self._app(scope, receive, send_marked)
+        except Exception as err:
+            if not isinstance(err, ServiceError):
+                log.exception("request failed", extra={"request_id": request.state.request_id})
+            if status == 0:
+                await error_reply(request, err)(scope, receive, send_marked)
+        self._count(request, status, time.monotonic() - begun)
+
+    def _count(self, request: Request, status: int, seconds: float) -> None:
+        route = getattr(request.scope.get("route"), "path", UNMATCHED)
+        metrics = self._state().metrics
+        metrics.requests.labels(route if route in metrics.routes else UNMATCHED, str(status)).inc()
+        if code := getattr(request.state, "error_code", None):
+            metrics.refused.labels(code).inc()
+        log.info(
+            "request",
+            extra={
+                "request_id": request.state.request_id,
+                "method": request.method,
+                "path": request.url.path[:200],
+                "status": status,
+                "code": code,
+                "ms": round(1000 * seconds, 3),
+            },
+        )
+
+
+def require_token(request: Request, settings: Settings) -> None:
+    """Let a request pass that has one of the server's bearer tokens, or needs none.
+
+    Raises:
+        UnauthorizedError: it has none of them.
+    """
+    if not settings.api_keys or _is_public(request, settings):
+        return
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("latin-1")  # as headers are decoded: back to the bytes that came
+    # Every key is compared, each in constant time, so that the time taken tells nothing of them.
+    matches = [hmac.compare_digest(given, key.get_secret_value().encode()) for key in settings.api_keys]
+    if scheme.lower() != "bearer" or not any(matches):
+        raise UnauthorizedError("send one of the server's keys as `Authorization: Bearer <key>`")
+
+
+def error_reply(request: Request, error: Exception) -> Response:
+    """Return the one answer to an error, by the table in `service.errors`."""
+    index = error.index if isinstance(error, BadImageError) else None
+    cause = error.cause if isinstance(error, BadImageError) else _ours(error)
+    answer = answer_for(cause)
+    request.state.error_code = answer.code
+    message = str(cause) if isinstance(cause, ServiceError | ImageError) else answer.meaning
+    body = ErrorReply(
+        error=ErrorBody(code=answer.code, message=message, request_id=request.state.request_id, index=index)
+    )
+    return Response(
+        body.model_dump_json(exclude_none=True), answer.status, _headers(cause, error), media_type="application/json"
+    )
+
+
+def _ours(error: Exception) -> Exception:
+    """Translate what the framework raises."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        return InvalidFieldError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return MethodNotAllowedError(f"this path takes {(error.headers or {}).get('Allow', 'another method')}")
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return UnknownRouteError("there is no such path; /docs shows those that there are")
+    return error
+
+
+def _headers(cause: Exception, error: Exception) -> dict[str, str]:
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(cause, QueueFullError):
+        headers["Retry-After"] = str(cause.retry_after_s)
+    elif answer_for(cause).status == 503:
+        headers["Retry-After"] = "5"
+    elif isinstance(cause, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def _is_public(request: Request, settings: Settings) -> bool:
+    path = request.url.path
+    if path == "/metrics":
+        return settings.public_metrics
+    if path in ("/healthz", "/readyz"):
+        return settings.public_health
+    # The pages that document the interface hold nothing of the models; a browser can't send a token for them.
+    return path in ("/docs", "/openapi.json") or path.startswith("/static-offline-docs/")
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

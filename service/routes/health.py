@@ -1,0 +1,43 @@
+"""For orchestrators and Prometheus."""
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service.models import label
+from service.routes.documentation import error_responses
+from service.schemas import HealthReply
+from service.state import State, state_of
+
+router = APIRouter(tags=["operation"])
+_UNHEALTHY = {503: {"model": HealthReply, "description": "No."}, **error_responses(401)}
+
+
+@router.get("/healthz", responses=_UNHEALTHY, summary="Is it alive?")
+async def healthz(request: Request, response: Response) -> HealthReply:
+    """Say whether every engine works; 503 means that a restart is due."""
+    state = state_of(request)
+    sick = [engine.name for engine in state.models.engines if engine.health in ("died", "stalled")]
+    return _health(state, response, f"the engine of {', '.join(sick)} does not answer" if sick else None)
+
+
+@router.get("/readyz", responses=_UNHEALTHY, summary="Does it take requests?")
+async def readyz(request: Request, response: Response) -> HealthReply:
+    """Say whether requests should come here; bundles that failed to load beside healthy ones don't count."""
+    state = state_of(request)
+    unfit = [engine.name for engine in state.models.engines if engine.health != "ready"]
+    if state.draining:
+        return _health(state, response, "the server is stopping")
+    return _health(state, response, f"the engine of {', '.join(unfit)} does not answer" if unfit else None)
+
+
+@router.get("/metrics", response_class=Response, responses=error_responses(401), summary="Metrics for Prometheus")
+async def metrics(request: Request) -> Response:
+    """Give every metric in Prometheus's text format."""
+    return Response(state_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _health(state: State, response: Response, fault: str | None) -> HealthReply:
+    response.status_code = 503 if fault else 200
+    states: dict[str, str] = {label(entry): "failed" for entry in state.models.failed}
+    states |= {label(entry): entry.health for entry in state.models.engines}
+    return HealthReply(ok=fault is None, reason=fault, models=states)

@@ -1,0 +1,75 @@
+"""What is served, and how the server is configured."""
+
+import platform
+
+import torch
+from fastapi import APIRouter, Request
+from pydantic import SecretStr
+
+import model_store
+from model_store.images import DECODER
+from service.engine import Engine
+from service.models import FailedModel, Models
+from service.routes.documentation import error_responses
+from service.schemas import InfoReply, ModelsReply, ServedModel
+from service.settings import Settings
+from service.state import state_of
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", responses=error_responses(401), summary="List the models")
+async def models(request: Request) -> ModelsReply:
+    """List what is served, the default model first, and what failed to load."""
+    return ModelsReply(models=_served(state_of(request).models))
+
+
+@router.get("/info", responses=error_responses(401), summary="Show what runs")
+async def info(request: Request) -> InfoReply:
+    """Show the effective configuration, versions and bundles."""
+    state = state_of(request)
+    return InfoReply(
+        version=model_store.__version__,
+        libraries={"python": platform.python_version(), "torch": torch.__version__, "decoder": DECODER},
+        settings=shown_settings(state.settings),
+        models=_served(state.models),
+    )
+
+
+def shown_settings(settings: Settings) -> dict[str, str | int | float | bool | list[str] | None]:
+    """Return every setting as it took effect; of secrets only how many there are."""
+    shown: dict[str, str | int | float | bool | list[str] | None] = {}
+    for name in Settings.model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, tuple):
+            shown[name] = ["***" if isinstance(item, SecretStr) else item for item in value]
+        else:
+            shown[name] = value if isinstance(value, str | int | float | bool | None) else str(value)
+    return shown
+
+
+def _served(models: Models) -> list[ServedModel]:
+    return [_describe(entry, default=at == 0) for at, entry in enumerate(models.entries)]
+
+
+def _describe(entry: Engine | FailedModel, *, default: bool) -> ServedModel:
+    if isinstance(entry, FailedModel):
+        return ServedModel(
+            name=entry.ref.name, version=entry.ref.version, state="failed", default=default, reason=entry.reason
+        )
+    manifest = entry.bundle.manifest
+    calibration = manifest.calibrations[manifest.verdict]
+    return ServedModel(
+        name=manifest.name,
+        version=manifest.version,
+        state=entry.health,
+        default=default,
+        sha256=entry.bundle.sha256,
+        description=manifest.description,
+        runtime=entry.runtime_name,
+        classes=list(manifest.classes),
+        input=f"{manifest.preprocess.height} x {manifest.preprocess.width} pixels, RGB",
+        threshold=calibration.threshold,
+        alpha=calibration.alpha,
+        method=calibration.method,
+    )

@@ -1,0 +1,129 @@
+"""POST an image, or many, and get verdicts."""
+
+import asyncio
+import math
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Path, Request, Response
+
+from service.batcher import Waited
+from service.bodies import encoded_images, read_body
+from service.engine import Engine, Verdict
+from service.errors import ClientLeftError, DeadlineExceededError, InvalidHeaderError
+from service.metrics import Stage
+from service.routes.documentation import PREDICT_BODY, error_responses
+from service.schemas import ModelName, Prediction, PredictReply, Timing
+from service.state import State, state_of
+
+DEADLINE_HEADER = "x-deadline-ms"
+router = APIRouter(tags=["predict"])
+T = TypeVar("T")
+
+_PREDICT_RESPONSES = error_responses(400, 401, 404, 405, 408, 411, 413, 415, 422, 429, 503, 504)
+
+
+@router.post(
+    "/predict",
+    response_model=PredictReply,
+    responses=_PREDICT_RESPONSES,
+    openapi_extra=PREDICT_BODY,
+    summary="Judge images by the default model",
+)
+async def predict(request: Request) -> Response:
+    """Give class, confidence, negative energy, p-value and OOD flag of one image or many."""
+    return await _answer(request, state_of(request).models.default())
+
+
+@router.post(
+    "/models/{model}/predict",
+    response_model=PredictReply,
+    responses=_PREDICT_RESPONSES,
+    openapi_extra=PREDICT_BODY,
+    summary="Judge images by a named model",
+)
+async def predict_by(
+    request: Request, model: Annotated[str, Path(description="`name`, its newest version served, or `name@version`.")]
+) -> Response:
+    """Give the verdicts of a named model."""
+    return await _answer(request, state_of(request).models.find(model))
+
+
+async def _answer(request: Request, engine: Engine) -> Response:
+    state, settings = state_of(request), state_of(request).settings
+    budget_s = _budget_s(request, settings.deadline_s)
+    engine.require_room(1)
+    with state.pending.lease() as lease:
+        body = await read_body(request, lease, max_bytes=settings.max_request_bytes, timeout_s=settings.body_timeout_s)
+        begun = time.monotonic()
+        content_type = request.headers.get("content-type", "")
+        encoded = encoded_images(body, content_type, max_images=settings.max_images_per_request)
+        waited, decode_s = await _while_connected(request, _judge(state, engine, encoded, begun + budget_s))
+    seconds: dict[Stage, float] = {
+        "decode": decode_s,
+        "queue": waited.queue_s,
+        "forward": waited.forward_s,
+        "total": time.monotonic() - begun,
+    }
+    engine.count_answered(waited.results, seconds)
+    return _reply(request, engine, waited.results, seconds)
+
+
+async def _judge(
+    state: State, engine: Engine, encoded: Sequence[bytes], deadline: float
+) -> tuple[Waited[Verdict], float]:
+    begun = time.monotonic()
+    try:
+        async with asyncio.timeout(deadline - begun):
+            pixels = await state.decoder.decode(encoded, engine.bundle.manifest.preprocess)
+            decode_s = time.monotonic() - begun
+            return await engine.predict(pixels, deadline), decode_s
+    except TimeoutError:
+        raise DeadlineExceededError(f"{engine.name} had no verdict within the deadline") from None
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientLeftError("the client left before the answer")
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _budget_s(request: Request, longest: float) -> float:
+    text = request.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return longest
+    try:
+        wanted = float(text) / 1000
+    except ValueError:
+        wanted = math.nan
+    if not (math.isfinite(wanted) and wanted > 0):
+        raise InvalidHeaderError(f"X-Deadline-Ms is {text[:40]!r}; it must be a number above 0, in milliseconds")
+    return min(wanted, longest)
+
+
+def _reply(request: Request, engine: Engine, found: Sequence[Verdict], seconds: dict[Stage, float]) -> Response:
+    manifest = engine.bundle.manifest
+    reply = PredictReply(
+        model=ModelName(name=manifest.name, version=manifest.version, sha256=engine.bundle.sha256),
+        threshold=float(engine.bundle.predictor.threshold),
+        predictions=[
+            Prediction(class_name=manifest.classes[verdict.class_id], **verdict._asdict()) for verdict in found
+        ],
+        timing_ms=Timing(**{stage: round(1000 * value, 3) for stage, value in seconds.items()}),
+        request_id=request.state.request_id,
+    )
+    return Response(reply.model_dump_json(), media_type="application/json")

@@ -1,0 +1,130 @@
+"""Run the application: listen, drain on a signal, leave when an engine has died."""
+
+import asyncio
+import math
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import cast
+
+import uvicorn
+from fastapi import FastAPI
+
+from service.errors import StartError
+from service.settings import Settings
+from service.state import State
+
+HEAR_OUT_S = 1.0
+"""How long, at the end, a connection that has asked nothing yet is waited for: its request may be on its way."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Claim an address without listening on it yet, so that nobody connects before the models are ready.
+
+    Raises:
+        StartError: it is taken, or not this machine's.
+    """
+    refusal = f"cannot listen on {host}:{port} ({{}}); choose another --host or --port"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as err:
+        raise StartError(refusal.format(err.strerror or err)) from err
+    claimed = socket.socket(family, kind, protocol)
+    try:
+        claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        claimed.bind(address)
+    except OSError as err:
+        claimed.close()
+        raise StartError(refusal.format(err.strerror or err)) from err
+    return claimed
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, except for how it ends.
+
+    SIGTERM: readiness fails, `drain_delay_s` passes, the listener closes, what was accepted is answered. SIGINT, or
+    the death of an engine: the same without the delay. A second signal: at once.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings, greeting: str) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                http="httptools",
+                lifespan="on",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+            )
+        )
+        self._state: State = app.state.service
+        self._drain_delay_s = settings.drain_delay_s
+        self._greeting = greeting
+        self._leave_at = math.inf
+        self.engine_died = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        print(self._greeting, flush=True)  # noqa: T201
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain, or leave at once if that was begun already."""
+        if self._state.draining:
+            self.force_exit = self.should_exit = True
+        else:
+            self._drain(self._drain_delay_s if sig == signal.SIGTERM else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether it is time to leave."""
+        if not self.engine_died and any(engine.health == "died" for engine in self._state.models.engines):
+            self.engine_died = True
+            self._drain(0.0)
+        return await super().on_tick(counter) or time.monotonic() >= self._leave_at
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, hear out whoever has connected, answer, and close."""
+        listeners = [listener.dup() for listener in sockets or []]
+        for server in self.servers:
+            server.close()
+        for listener in listeners:
+            await self._accept_the_last(listener)
+        await self._hear_out()
+        await super().shutdown(sockets)
+
+    async def _accept_the_last(self, listener: socket.socket) -> None:
+        """Serve the connections that wait in the kernel; closing the listener would reset them."""
+        listener.setblocking(False)
+        connections = []
+        with suppress(BlockingIOError):
+            while True:
+                connections.append(listener.accept()[0])
+        listener.close()
+        for connection in connections:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def _hear_out(self) -> None:
+        """Wait for the first request of every connection that has made none yet."""
+        until = time.monotonic() + HEAR_OUT_S
+        while time.monotonic() < until and any(_silent(connection) for connection in self.server_state.connections):
+            await asyncio.sleep(0.01)
+
+    def _drain(self, delay_s: float) -> None:
+        self._state.draining = True
+        self._leave_at = time.monotonic() + delay_s
+
+
+def _silent(connection: object) -> bool:
+    """Whether a connection of httptools has not asked anything yet."""
+    return getattr(connection, "cycle", None) is None

@@ -1,0 +1,128 @@
+"""Real servers on real sockets, with the shipped bundle and two made from it."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live import BUNDLE, SERVE, Gate, Process, Running, running
+from PIL import Image
+from safetensors.numpy import load_file
+
+import service.models
+from model_store import calibration
+from model_store.bundle import load_bundle
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of cifar10@1, the shipped one; strict@2, which flags half of all; broken@1, whose weights are cut."""
+    store = tmp_path_factory.mktemp("store")
+    for name, version in (("cifar10", 1), ("strict", 2), ("broken", 1)):
+        folder = store / name / str(version)
+        shutil.copytree(BUNDLE, folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest |= {"name": name, "version": version}
+        if name == "strict":
+            spec = manifest["calibrations"]["negative_energy"]
+            scores = load_file(folder / "calibration.safetensors")["negative_energy"]
+            threshold = calibration.threshold(scores, len(scores) // 2)
+            edges = calibration.histogram_edges(scores, threshold)
+            spec |= {"k": len(scores) // 2, "threshold": float(threshold), "histogram_edges": edges}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    weights = store / "broken" / "1" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return store
+
+
+@pytest.fixture(scope="session")
+def settings(cache_dir: Path) -> Callable[..., Settings]:
+    """Settings for a test: small batches, so that the start is quick."""
+    return lambda **changes: Settings(**({"cache_dir": cache_dir, "max_batch_size": 4, "decode_threads": 2} | changes))
+
+
+@pytest.fixture(scope="session")
+def server(settings: Callable[..., Settings]) -> Iterator[Running]:
+    """A server of the shipped bundle with default limits."""
+    with running(settings()) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def pngs(image_sets: Path) -> list[bytes]:
+    """All 100 in-distribution test images, encoded."""
+    return [path.read_bytes() for path in sorted((image_sets / "cifar10" / "test").rglob("*.png"))]
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Bundles loaded from now on run behind this gate: it is open for warm-up and must be cleared to hold."""
+    made = Gate()
+    made.open.set()
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        bundle = load_bundle(*args, **kwargs)
+        made.install(bundle.predictor.scorer.runtime)
+        return bundle
+
+    monkeypatch.setattr(service.models, "load_bundle", load)
+    yield made
+    made.open.set()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, cache_dir: Path) -> Callable[..., AbstractContextManager[Process]]:
+    """Start `ood-serve`, or another command, on a free port, and wait for its greeting."""
+
+    @contextmanager
+    def start(*flags: str, command: tuple[str, ...] = (str(SERVE),), **environment: str) -> Iterator[Process]:
+        log = tmp_path / "log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [*command, "--port", "0", "--max-batch-size", "4", *flags],
+                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)} | environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert process.stdout is not None
+        try:
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("pages:"):
+                    break
+            found = re.search(r" on (http://\S+)", "".join(lines))
+            assert found, log.read_text()
+            yield Process(found[1], process, log, "".join(lines))
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def image_of() -> Callable[[int], bytes]:
+    """Encode a plain grey image."""
+
+    def make(level: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), (level, level, level)).save(file, "PNG")
+        return file.getvalue()
+
+    return make

@@ -1,0 +1,78 @@
+"""Bearer tokens and CORS."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from live import running
+from pydantic import SecretStr
+
+from service.settings import Settings
+
+KEYS = {"api_keys": (SecretStr("first"), SecretStr("zweiter-schlüssel"))}
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer wrong", "Basic first", "first", "Bearer firs"])
+def test_without_a_known_token_everything_is_refused(
+    settings: Callable[..., Settings], pngs: list[bytes], authorization: str | None
+) -> None:
+    headers = {"authorization": authorization} if authorization else {}
+    with running(settings(**KEYS)) as server, httpx.Client(base_url=server.url, headers=headers) as client:
+        for reply in (
+            client.post("/predict", content=pngs[0]),
+            client.get("/models"),
+            client.get("/info"),
+            client.get("/x"),
+        ):
+            assert reply.status_code == 401
+            assert reply.json()["error"]["code"] == "unauthorized"
+            assert reply.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("token", [b"first", "zweiter-schlüssel".encode()])
+def test_any_of_the_tokens_opens(settings: Callable[..., Settings], pngs: list[bytes], token: bytes) -> None:
+    with running(settings(**KEYS)) as server:
+        headers = {b"authorization": b"Bearer " + token}
+        assert httpx.post(f"{server.url}/predict", content=pngs[0], headers=headers).status_code == 200
+        assert httpx.get(f"{server.url}/info", headers=headers).json()["settings"]["api_keys"] == ["***", "***"]
+
+
+@pytest.mark.parametrize(
+    ("switches", "status"),
+    [
+        ({}, {"/metrics": 200, "/healthz": 200, "/readyz": 200}),
+        ({"public_metrics": False}, {"/metrics": 401, "/healthz": 200, "/readyz": 200}),
+        ({"public_health": False}, {"/metrics": 200, "/healthz": 401, "/readyz": 401}),
+    ],
+)
+def test_metrics_and_health_have_their_own_switches(
+    settings: Callable[..., Settings], switches: dict[str, bool], status: dict[str, int]
+) -> None:
+    with running(settings(**KEYS, **switches)) as server:
+        assert {path: httpx.get(server.url + path).status_code for path in status} == status
+        assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+def test_no_other_origin_is_allowed_unless_named(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
+    origin = {"origin": "https://app.example"}
+    with running(settings()) as server:
+        reply = httpx.post(f"{server.url}/predict", content=pngs[0], headers=origin)
+        assert "access-control-allow-origin" not in reply.headers
+    with running(settings(cors_origins=("https://app.example",))) as server:
+        reply = httpx.post(f"{server.url}/predict", content=pngs[0], headers=origin)
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        other = httpx.post(f"{server.url}/predict", content=pngs[0], headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_page_may_ask_before_it_posts_with_a_token(settings: Callable[..., Settings]) -> None:
+    """Browsers send no token with a preflight."""
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    with running(settings(cors_origins=("https://app.example",), **KEYS)) as server:
+        reply = httpx.options(f"{server.url}/predict", headers=asked)
+        assert reply.status_code == 200
+        assert reply.headers["access-control-allow-origin"] == "https://app.example"

@@ -1,0 +1,81 @@
+"""Clients that misbehave on the wire."""
+
+import json
+import socket
+from collections.abc import Callable
+
+import httpx
+import pytest
+from live import Running, running, samples, wait_until
+
+from service.settings import Settings
+
+
+def exchange(server: Running, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are; return status, headers and body of the answer, read to the end of the connection."""
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(10)
+        raw.sendall(request)
+        answer = b""
+        while piece := raw.recv(65536):
+            answer += piece
+            head, blank, body = answer.partition(b"\r\n\r\n")
+            if blank and f"content-length: {len(body)}".encode() in head:
+                break
+    lines = head.decode().split("\r\n")
+    return int(lines[0].split()[1]), dict(line.split(": ", 1) for line in lines[1:]), body
+
+
+def test_a_post_without_length_gets_411(server: Running) -> None:
+    status, headers, body = exchange(server, b"POST /predict HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == 411
+    assert json.loads(body)["error"]["code"] == "length_required"
+    assert headers["content-type"] == "application/json"
+
+
+def test_a_body_larger_than_allowed_is_refused_on_its_announcement(server: Running) -> None:
+    """Before a byte of it is sent."""
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n"
+    status, _, body = exchange(server, request)
+    assert status == 413
+    assert "99,999,999,999" in json.loads(body)["error"]["message"]
+
+
+def test_a_body_that_does_not_come_gets_408(settings: Callable[..., Settings]) -> None:
+    with running(settings(body_timeout_s=0.2)) as server:
+        request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nab"
+        status, _, body = exchange(server, request)
+        assert status == 408
+        assert "2 bytes of the body came in 0.2 s" in json.loads(body)["error"]["message"]
+        assert server.state.pending.held == 0
+
+
+def test_a_client_that_leaves_in_its_body_is_counted_and_forgotten(settings: Callable[..., Settings]) -> None:
+    with running(settings()) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0)) as raw:
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nab")
+            wait_until(lambda: server.state.pending.held == 2)
+        wait_until(lambda: samples(server.url)['ood_refused_requests_total{code="client_left"}'] == 1)
+        assert server.state.pending.held == 0
+
+
+def test_bodies_beyond_the_memory_for_them_get_429(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
+    with running(settings(max_pending_bytes=3000, max_request_bytes=3000)) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0)) as raw:
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 2999\r\n\r\n" + b"x" * 2998)
+            wait_until(lambda: server.state.pending.held == 2998)
+            refused = httpx.post(f"{server.url}/predict", content=pngs[0])
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "queue_full"
+            assert refused.headers["retry-after"] == "1"
+        wait_until(lambda: server.state.pending.held == 0)
+        assert httpx.post(f"{server.url}/predict", content=pngs[0]).status_code == 200
+
+
+@pytest.mark.parametrize("length", [b"-1", b"1e3", b"0x10", b"10, 20"])
+def test_an_impossible_length_gets_400(server: Running, length: bytes) -> None:
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\nab"
+    assert exchange(server, request)[0] == 400

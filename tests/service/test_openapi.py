@@ -1,0 +1,59 @@
+"""The interface as documented: every path, status and code, and examples that can be sent as they are."""
+
+from typing import Any
+
+import httpx
+import pytest
+from live import Running
+
+from service.errors import ANSWERS
+
+
+@pytest.fixture(scope="module")
+def schema(server: Running) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{server.url}/openapi.json").raise_for_status().json()
+    return found
+
+
+def test_every_path_is_there(schema: dict[str, Any]) -> None:
+    paths = {"/predict", "/models/{model}/predict", "/models", "/info", "/healthz", "/readyz", "/metrics"}
+    assert schema["paths"].keys() == paths
+
+
+@pytest.mark.parametrize("path", ["/predict", "/models/{model}/predict"])
+def test_every_error_is_documented_with_its_code(schema: dict[str, Any], path: str) -> None:
+    responses = schema["paths"][path]["post"]["responses"]
+    for answer in ANSWERS.values():
+        if answer.status == 499:  # nobody is left to read it
+            continue
+        assert f"`{answer.code}`: {answer.meaning}" in responses[str(answer.status)]["description"]
+        reference = responses[str(answer.status)]["content"]["application/json"]["schema"]["$ref"]
+        assert reference.endswith("/ErrorReply")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/models/{model}/predict"])
+def test_the_example_works_when_sent(server: Running, schema: dict[str, Any], path: str) -> None:
+    operation = schema["paths"][path]["post"]
+    content = operation["requestBody"]["content"]
+    assert next(iter(content)) == "application/json"  # what the page offers first
+    named = {p["name"]: p.get("example") for p in operation.get("parameters", [])}
+    reply = httpx.post(server.url + path.format(model=named.get("model")), json=content["application/json"]["example"])
+    assert reply.status_code == 200
+    assert reply.json()["predictions"][0]["class_name"] == "airplane"
+    assert content.keys() == {"application/json", "multipart/form-data", "application/octet-stream"}
+
+
+def test_replies_match_their_documented_schema(server: Running, schema: dict[str, Any], pngs: list[bytes]) -> None:
+    reply = httpx.post(f"{server.url}/predict", content=pngs[0]).json()
+    documented = schema["components"]["schemas"]
+    assert reply.keys() == documented["PredictReply"]["properties"].keys()
+    assert reply["predictions"][0].keys() == documented["Prediction"]["properties"].keys()
+    assert reply["timing_ms"].keys() == documented["Timing"]["properties"].keys()
+
+
+def test_the_page_needs_no_other_server(server: Running) -> None:
+    page = httpx.get(f"{server.url}/docs").raise_for_status().text
+    assert "cdn" not in page
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
+        assert f"/static-offline-docs/{asset}" in page
+        assert len(httpx.get(f"{server.url}/static-offline-docs/{asset}").raise_for_status().content) > 10_000

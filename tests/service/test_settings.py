@@ -1,0 +1,93 @@
+"""Settings: variables and flags, what stops the start, and the page that documents them."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+from live import SERVE, Process
+
+from service.cli import read_settings
+from service.errors import SettingsError
+from service.settings import Settings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+
+
+def test_variables_and_flags_set_the_same_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OOD_PORT", "9001")
+    monkeypatch.setenv("OOD_MODELS", "cifar10, traffic-signs@3")
+    assert read_settings([], os.environ).port == 9001
+    assert read_settings([], os.environ).models == ("cifar10", "traffic-signs@3")
+    both = read_settings(["--port", "9002", "--models", "cifar10@1"], os.environ)
+    assert (both.port, both.models) == (9002, ("cifar10@1",))
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "message"),
+    [
+        ([], {"OOD_PROT": "1"}, "unknown variables OOD_PROT; there are OOD_API_KEYS"),
+        (["--port", "65536"], {}, "--port / OOD_PORT is '65536': Input should be less than or equal to 65535"),
+        (["--port", "http"], {}, "--port / OOD_PORT is 'http'"),
+        (["--max-batch-size", "0"], {}, "--max-batch-size / OOD_MAX_BATCH_SIZE is '0'"),
+        (["--deadline-s", "nan"], {}, "--deadline-s / OOD_DEADLINE_S is 'nan'"),
+        (["--deadline-s", "-1"], {}, "greater than 0"),
+        (["--runtime", "triton"], {}, "'auto', 'torch-eager', 'torch-compiled' or 'openvino'"),
+        (["--models", ""], {}, "models is empty"),
+        (["--models", "cifar10@x"], {}, "the version is 'x'; expected a positive integer"),
+        (["--max-queue-images", "8"], {}, "max_images_per_request is 64, above max_queue_images 8"),
+        (["--max-pending-bytes", "8"], {}, "max_request_bytes is 67108864, above max_pending_bytes 8"),
+        (["--api-keys", "ok,"], {}, None),
+        (["--log-level", "loud"], {}, "--log-level / OOD_LOG_LEVEL is 'loud'"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(
+    flags: list[str], environment: dict[str, str], message: str | None
+) -> None:
+    if message is None:
+        assert len(read_settings(flags, environment).api_keys) == 1
+        return
+    with pytest.raises(SettingsError) as caught:
+        read_settings(flags, environment)
+    assert message in str(caught.value)
+
+
+def test_a_bad_setting_stops_the_start_with_one_line() -> None:
+    finished = subprocess.run([SERVE], env=os.environ | {"OOD_PROT": "1"}, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("ood-serve: unknown variables OOD_PROT")
+    assert finished.stderr.count("\n") == 1
+    assert finished.stdout == ""
+
+
+def test_every_setting_is_documented_with_its_flag_and_default() -> None:
+    rows = {row[0]: row for row in re.findall(r"^\| `(OOD_\w+)` \| `(--[\w-]+)` \| (.*?) \| (.*?) \|$", PAGE, re.M)}
+    assert rows.keys() == {f"OOD_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        _, flag, default, meaning = rows[f"OOD_{name.upper()}"]
+        assert flag == f"--{name.replace('_', '-')}"
+        assert meaning == field.description
+        if field.default_factory is None and name != "store":
+            value = field.default
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+            assert default == (f"`{shown}`" if shown else ""), name
+
+
+def test_flags_and_variables_reach_the_server(serve: Callable[..., AbstractContextManager[Process]]) -> None:
+    with serve("--runtime", "torch-eager", OOD_MAX_IMAGE_PIXELS="1000", OOD_API_KEYS="secret-1,secret-2") as server:
+        headers = {"Authorization": "Bearer secret-2"}
+        info = httpx.get(f"{server.url}/info", headers=headers)
+        assert info.json()["settings"]["max_image_pixels"] == 1000
+        assert info.json()["settings"]["api_keys"] == ["***", "***"]
+        assert info.json()["models"][0]["runtime"] == "torch-eager-float32-cpu"
+        assert "secret" not in info.text
+        assert "(alpha 5 %)  torch-eager-float32-cpu" in server.greeting
