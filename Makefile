@@ -2,8 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+HOST ?= 127.0.0.1
+PORT ?= 8000
 
-.PHONY: help install test check format results clean
+.PHONY: help install serve test check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +16,9 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,test]'
 	touch $@
+
+serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
+	$(BIN)/ood-serve --host $(HOST) --port $(PORT)
 
 test: $(INSTALLED)  ## Run the tests; TEST_IMAGES=DIR adds those on full image sets
 	$(BIN)/python -m pytest
@@ -27,8 +32,9 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-results: $(INSTALLED)  ## Renew README's figures and the model card from the shipped bundle
+results: $(INSTALLED)  ## Renew README's figures and the model cards from the shipped bundles
 	$(BIN)/ood-train card cifar10 --readme README.md --out docs/model-card-cifar10.md
+	$(BIN)/ood-train card cifar10-robust --out docs/model-card-cifar10-robust.md
 
 clean:  ## Remove what was built here
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -33,6 +33,24 @@ def test_readme_and_model_card_are_generated_from_the_bundle(bundle: Bundle) -> 
     assert report.model_card(bundle) == (ROOT / "docs/model-card-cifar10.md").read_text()
 
 
+def test_the_bundle_for_jpeg_is_whole_and_holds_its_side_of_the_bargain(bundle: Bundle) -> None:
+    """Its card says what it costs and what it brings beside the first bundle, on the same test images."""
+    robust = load_bundle(Store(SHIPPED).resolve(BundleRef("cifar10-robust")), device=torch.device("cpu"))
+    assert sum(path.stat().st_size for path in robust.folder.rglob("*") if path.is_file()) <= 10_000_000
+    assert report.model_card(robust) == (ROOT / "docs/model-card-cifar10-robust.md").read_text()
+    figures, first = robust.manifest.evaluation, bundle.manifest.evaluation
+    assert figures is not None
+    assert first is not None
+    assert figures.untuned == first.untuned
+    assert figures.fine_tuned.test_error <= first.fine_tuned.test_error + 0.6
+    assert 4.2 <= figures.served["as they are"].false_flags <= 5.8
+    for quality in (95, 90, 75):
+        sent = f"JPEG quality {quality}"
+        assert figures.served[sent].false_flags <= first.served[sent].false_flags - 1.5
+    means = [e.mean_over_far_ood(e.fine_tuned, "energy").fpr95 for e in (figures, first)]
+    assert means[0] < means[1]
+
+
 def test_shipped_figures_are_within_what_was_promised(bundle: Bundle) -> None:
     evaluation = bundle.manifest.evaluation
     assert evaluation is not None
