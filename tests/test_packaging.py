@@ -53,8 +53,10 @@ def _blocks(language: str) -> list[str]:
 
 def test_readme_commands_run(tmp_path: Path) -> None:
     """The commands of README's first screen, word for word, from a folder of their own; `make test` runs this test."""
-    commands = [shlex.split(line, comments=True) for line in _blocks("sh")[0].splitlines()]
-    assert commands[0] == ["make", "test"]
+    shell = [shlex.split(line, comments=True) for block in _blocks("sh")[:3] for line in block.splitlines()]
+    assert [command[:2] for command in shell[:3:2]] == [["make", "serve"], ["make", "test"]]
+    assert shell[1][0] == "curl"  # sent to a server by the service's tests
+    commands = shell[2:]
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     for command in commands[1:]:
         program = BIN / Path(command[0]).name
@@ -104,5 +106,6 @@ def test_wheel_carries_the_packages_and_the_bundle(tmp_path: Path) -> None:
     assert "Name: energy-ood" in metadata
     assert re.search(r"License-Expression: Apache-2\.0", metadata)
     assert any(name.endswith("licenses/NOTICE") for name in names)
+    assert "ood-serve = service.cli:main" in scripts
     assert "ood-store = model_store.cli:main" in scripts
     assert "ood-train = training.cli:main" in scripts
