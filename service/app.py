@@ -1,6 +1,7 @@
 """The application: one server's state, routes and layers, made from its settings."""
 
 import base64
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -17,6 +19,7 @@ from starlette.responses import Response
 import model_store
 from service.bodies import PendingBytes
 from service.decoding import Decoder
+from service.engine import Engine
 from service.errors import ServiceError
 from service.metrics import Metrics
 from service.middleware import RequestScope, error_reply
@@ -82,15 +85,24 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return error_reply(request, error)
 
 
+def _example_image(engine: Engine, settings: Settings) -> bytes:
+    """Return a golden image; where tokens are needed, a white one, since the schema is for all to read."""
+    manifest = engine.bundle.manifest
+    if not settings.api_keys:
+        return (engine.bundle.folder / manifest.golden[0].file).read_bytes()
+    file = io.BytesIO()
+    Image.new("RGB", (manifest.preprocess.width, manifest.preprocess.height), "white").save(file, "PNG")
+    return file.getvalue()
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the schema, its examples ready to be sent: an image of the default model, and its name."""
+    """Return the schema, its examples ready to be sent."""
     if app.openapi_schema:
         return app.openapi_schema
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     state: State = app.state.service
     engine = state.models.engines[0]
-    image = (engine.bundle.folder / engine.bundle.manifest.golden[0].file).read_bytes()
-    example = {"images": [base64.b64encode(image).decode()]}
+    example = {"images": [base64.b64encode(_example_image(engine, state.settings)).decode()]}
     for path, operations in schema["paths"].items():
         if "requestBody" in operations.get("post", {}):
             operations["post"]["requestBody"]["content"]["application/json"]["example"] = example

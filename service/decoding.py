@@ -1,8 +1,9 @@
 """Encoded images -> pixels, on a bounded pool of threads, off the event loop."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from model_store.errors import ImageError
 from model_store.images import DecodeLimits
 from model_store.manifest import PreprocessSpec
 from service.errors import BadImageError
+
+T = TypeVar("T")
 
 
 class Decoder:
@@ -40,6 +43,10 @@ class Decoder:
                 raise share
             pixels += share
         return pixels
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do other work that would hold up the event loop, on the same threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def close(self) -> None:
         """Finish what runs and stop."""

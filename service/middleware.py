@@ -150,7 +150,7 @@ def _is_public(request: Request, settings: Settings) -> bool:
         return settings.public_metrics
     if path in ("/healthz", "/readyz"):
         return settings.public_health
-    # The pages that document the interface hold nothing of the models; a browser can't send a token for them.
+    # The pages that document the interface hold no image of a bundle then; a browser can't send a token for them.
     return path in ("/docs", "/openapi.json") or path.startswith("/static-offline-docs/")
 
 

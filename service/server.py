@@ -17,6 +17,8 @@ from service.errors import StartError
 from service.settings import Settings
 from service.state import State
 
+KEEP_ALIVE_S = 75
+"""Longer than load balancers keep idle connections (60 s), so that it is never the server who closes one in use."""
 HEAR_OUT_S = 1.0
 """How long, at the end, a connection that has asked nothing yet is waited for: its request may be on its way."""
 
@@ -59,6 +61,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 http="httptools",
                 lifespan="on",
+                timeout_keep_alive=KEEP_ALIVE_S,
                 ws="none",
                 server_header=False,
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),

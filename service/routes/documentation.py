@@ -6,8 +6,6 @@ from service.errors import ANSWERS
 from service.schemas import ErrorReply, ImagesRequest
 
 _BINARY = {"type": "string", "format": "binary"}
-EXAMPLE = "one image"
-"""The example in the documented request, filled in with an image of the default model."""
 
 PREDICT_BODY: dict[str, Any] = {
     "requestBody": {

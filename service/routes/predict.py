@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Request, Response
 
+from model_store import images
 from service.batcher import Waited
 from service.bodies import encoded_images, read_body
 from service.engine import Engine, Verdict
@@ -58,8 +59,8 @@ async def _answer(request: Request, engine: Engine) -> Response:
         body = await read_body(request, lease, max_bytes=settings.max_request_bytes, timeout_s=settings.body_timeout_s)
         begun = time.monotonic()
         content_type = request.headers.get("content-type", "")
-        encoded = encoded_images(body, content_type, max_images=settings.max_images_per_request)
-        waited, decode_s = await _while_connected(request, _judge(state, engine, encoded, begun + budget_s))
+        work = _judge(state, engine, body, content_type, begun + budget_s)
+        waited, decode_s = await _while_connected(request, work)
     seconds: dict[Stage, float] = {
         "decode": decode_s,
         "queue": waited.queue_s,
@@ -71,16 +72,25 @@ async def _answer(request: Request, engine: Engine) -> Response:
 
 
 async def _judge(
-    state: State, engine: Engine, encoded: Sequence[bytes], deadline: float
+    state: State, engine: Engine, body: bytes, content_type: str, deadline: float
 ) -> tuple[Waited[Verdict], float]:
     begun = time.monotonic()
     try:
         async with asyncio.timeout(deadline - begun):
+            encoded = await _split(state, body, content_type)
             pixels = await state.decoder.decode(encoded, engine.bundle.manifest.preprocess)
             decode_s = time.monotonic() - begun
             return await engine.predict(pixels, deadline), decode_s
     except TimeoutError:
         raise DeadlineExceededError(f"{engine.name} had no verdict within the deadline") from None
+
+
+async def _split(state: State, body: bytes, content_type: str) -> list[bytes]:
+    """Take a body apart; forms and JSON, which may be large, off the event loop."""
+    if images.looks_like_image(body):
+        return [body]
+    largest = state.settings.max_images_per_request
+    return await state.decoder.run(lambda: encoded_images(body, content_type, max_images=largest))
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -1,10 +1,14 @@
 """Bearer tokens and CORS."""
 
+import base64
+import io
 from collections.abc import Callable
 
 import httpx
+import numpy as np
 import pytest
 from live import running
+from PIL import Image
 from pydantic import SecretStr
 
 from service.settings import Settings
@@ -51,6 +55,15 @@ def test_metrics_and_health_have_their_own_switches(
     with running(settings(**KEYS, **switches)) as server:
         assert {path: httpx.get(server.url + path).status_code for path in status} == status
         assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+def test_the_public_schema_of_a_closed_server_holds_no_image_of_its_bundle(settings: Callable[..., Settings]) -> None:
+    with running(settings(**KEYS)) as server:
+        schema = httpx.get(f"{server.url}/openapi.json").json()
+        content = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+        example = base64.b64decode(content["application/json"]["example"]["images"][0])
+        assert np.asarray(Image.open(io.BytesIO(example))).min() == 255
+        assert schema["security"] == [{"key": []}]
 
 
 def test_no_other_origin_is_allowed_unless_named(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
