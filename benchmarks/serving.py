@@ -189,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results |= {"rounds": [asdict(entry) for entry in rounds], "soak": asdict(soaked)}
     print(f"\n{table(rounds)}\n\n{soaked}")
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     failed = sum(entry.failures for entry in rounds) + sum(soaked.failures.values())
     return 1 if failed else 0
