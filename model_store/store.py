@@ -27,7 +27,7 @@ class BundleRef:
             BundleNotFoundError: the version is no positive integer.
         """
         name, at, version = text.partition("@")
-        if at and not (version.isascii() and version.isdigit() and int(version) > 0):
+        if at and not (version.isascii() and version.isdigit() and len(version) < 10 and int(version) > 0):
             raise BundleNotFoundError(
                 f"{text!r}: the version is {version!r}; expected a positive integer, as in {name}@1"
             )

@@ -62,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=model_store.__version__,
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), _answer_error),
     )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 import numpy as np
@@ -32,11 +33,15 @@ class Decoder:
             BadImageError: some image is none, or too large; the first such.
         """
         loop, step = asyncio.get_running_loop(), -(-len(encoded) // self._threads)
+        abandoned = Event()
         shares = [
-            loop.run_in_executor(self._pool, self._decode, encoded[at : at + step], at, spec)
+            loop.run_in_executor(self._pool, self._decode, encoded[at : at + step], at, spec, abandoned)
             for at in range(0, len(encoded), step)
         ]
-        done = await asyncio.gather(*shares, return_exceptions=True)
+        try:
+            done = await asyncio.gather(*shares, return_exceptions=True)
+        finally:
+            abandoned.set()  # a thread in the middle of a share that nobody awaits any more stops at its next image
         pixels: list[NDArray[np.uint8]] = []
         for share in done:  # in order, so that the first bad image is the one that is named
             if isinstance(share, BaseException):
@@ -52,9 +57,13 @@ class Decoder:
         """Finish what runs and stop."""
         self._pool.shutdown()
 
-    def _decode(self, encoded: Sequence[bytes], first: int, spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
-        pixels = []
+    def _decode(
+        self, encoded: Sequence[bytes], first: int, spec: PreprocessSpec, abandoned: Event
+    ) -> list[NDArray[np.uint8]]:
+        pixels: list[NDArray[np.uint8]] = []
         for index, image in enumerate(encoded, start=first):
+            if abandoned.is_set():
+                return pixels
             try:
                 pixels.append(images.load(image, spec, self._limits))
             except ImageError as err:

@@ -4,6 +4,7 @@ Series exist from the start, at 0, so that rates of what has not happened yet ca
 """
 
 import platform
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -99,6 +100,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self.routes = frozenset(routes)
+        self._patterns = [(route, re.compile(re.sub(r"{\w+}", "[^/]+", route))) for route in self.routes]
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.requests = self._counter("ood_http_requests", "Requests by route and status.", ("route", "status"))
@@ -141,6 +143,10 @@ class Metrics:
     def model(self, manifest: Manifest) -> "ModelMetrics":
         """Begin one model's series."""
         return ModelMetrics(self, manifest)
+
+    def route_of(self, path: str) -> str:
+        """Return the template that a path is of, or UNMATCHED."""
+        return next((template for template, pattern in self._patterns if pattern.fullmatch(path)), UNMATCHED)
 
     def exposition(self) -> bytes:
         """Return all of it as Prometheus reads it, text format 0.0.4."""

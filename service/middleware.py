@@ -1,5 +1,6 @@
 """Around every request: its id, its token, one log line, one count, and an answer whatever happens."""
 
+import asyncio
 import hmac
 import logging
 import re
@@ -16,15 +17,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model_store.errors import ImageError
 from service.errors import (
     BadImageError,
+    BodyTimeoutError,
     InvalidFieldError,
     MethodNotAllowedError,
+    NotReadyError,
     QueueFullError,
     ServiceError,
     UnauthorizedError,
     UnknownRouteError,
     answer_for,
 )
-from service.metrics import UNMATCHED
 from service.schemas import ErrorBody, ErrorReply
 from service.settings import Settings
 from service.state import State
@@ -64,6 +66,10 @@ class RequestScope:
         try:
             require_token(request, state.settings)
             await self._app(scope, receive, send_marked)
+        except asyncio.CancelledError:  # the time for draining is up
+            if status == 0:
+                stopped = NotReadyError("the server stopped before the answer")
+                await error_reply(request, stopped)(scope, receive, send_marked)
         except Exception as err:
             if not isinstance(err, ServiceError):
                 log.exception("request failed", extra={"request_id": request.state.request_id})
@@ -72,9 +78,8 @@ class RequestScope:
         self._count(request, status, time.monotonic() - begun)
 
     def _count(self, request: Request, status: int, seconds: float) -> None:
-        route = getattr(request.scope.get("route"), "path", UNMATCHED)
         metrics = self._state().metrics
-        metrics.requests.labels(route if route in metrics.routes else UNMATCHED, str(status)).inc()
+        metrics.requests.labels(metrics.route_of(request.scope["path"]), str(status)).inc()
         if code := getattr(request.state, "error_code", None):
             metrics.refused.labels(code).inc()
         log.info(
@@ -82,7 +87,7 @@ class RequestScope:
             extra={
                 "request_id": request.state.request_id,
                 "method": request.method,
-                "path": request.url.path[:200],
+                "path": request.scope["path"][:200],
                 "status": status,
                 "code": code,
                 "ms": round(1000 * seconds, 3),
@@ -99,7 +104,7 @@ def require_token(request: Request, settings: Settings) -> None:
     if not settings.api_keys or _is_public(request, settings):
         return
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    given = token.strip().encode("latin-1")  # as headers are decoded: back to the bytes that came
+    given = token.strip(" \t").encode("latin-1")  # as headers are decoded: back to the bytes that came
     # Every key is compared, each in constant time, so that the time taken tells nothing of them.
     matches = [hmac.compare_digest(given, key.get_secret_value().encode()) for key in settings.api_keys]
     if scheme.lower() != "bearer" or not any(matches):
@@ -139,13 +144,15 @@ def _headers(cause: Exception, error: Exception) -> dict[str, str]:
         headers["Retry-After"] = str(cause.retry_after_s)
     elif answer_for(cause).status == 503:
         headers["Retry-After"] = "5"
+    elif isinstance(cause, BodyTimeoutError):
+        headers["Connection"] = "close"  # the rest of the body may never come
     elif isinstance(cause, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     return headers
 
 
 def _is_public(request: Request, settings: Settings) -> bool:
-    path = request.url.path
+    path = request.scope["path"]
     if path == "/metrics":
         return settings.public_metrics
     if path in ("/healthz", "/readyz"):

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 
 from model_store.bundle import load_bundle
-from model_store.errors import BundleError, BundleNotFoundError
+from model_store.errors import BundleNotFoundError
 from model_store.store import BundleRef, Store
 from service.engine import Engine
 from service.errors import NotReadyError, StartError, UnknownModelError
@@ -48,7 +48,7 @@ class Models:
         return _loaded(self.entries[0])
 
     def find(self, text: str) -> Engine:
-        """Return the engine of `name` (the newest version served) or `name@version`.
+        """Return the engine of `name` (the newest version that is loaded) or `name@version`.
 
         Raises:
             UnknownModelError: it is not served.
@@ -56,13 +56,13 @@ class Models:
         """
         try:
             ref = BundleRef.parse(text)
-        except BundleNotFoundError as err:
-            raise UnknownModelError(str(err)[:200]) from None
+        except BundleNotFoundError:
+            raise UnknownModelError(f"model {text[:80]!r}: a version is a positive integer, as in cifar10@1") from None
         matching = [entry for entry in self.entries if _matches(entry, ref)]
         if not matching:
             served = ", ".join(label(entry) for entry in self.entries)
             raise UnknownModelError(f"model {text[:80]!r} is not served; there are: {served}")
-        return _loaded(max(matching, key=_version))
+        return _loaded(max([entry for entry in matching if isinstance(entry, Engine)] or matching, key=_version))
 
     def close(self) -> None:
         """Let every engine answer what waits, then stop."""
@@ -110,7 +110,7 @@ def _load(ref: BundleRef, settings: Settings, metrics: Metrics) -> Engine | Fail
             stall_s=settings.stall_s,
         )
         engine.start()
-    except (BundleError, OSError, RuntimeError, FloatingPointError) as err:
+    except Exception as err:  # whatever it is, the models beside it are served
         log.error("model not loaded", extra={"model": str(ref), "reason": str(err)})
         metrics.model_up.labels(ref.name, str(ref.version or "")).set(0)
         return FailedModel(ref, str(err))

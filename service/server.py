@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.errors import StartError
+from service.protocol import Protocol
 from service.settings import Settings
 from service.state import State
 
@@ -59,7 +60,7 @@ class Server(uvicorn.Server):
                 app,
                 log_config=None,
                 access_log=False,
-                http="httptools",
+                http=Protocol,
                 lifespan="on",
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ws="none",
@@ -71,7 +72,12 @@ class Server(uvicorn.Server):
         self._drain_delay_s = settings.drain_delay_s
         self._greeting = greeting
         self._leave_at = math.inf
-        self.engine_died = False
+        self._signalled = False
+
+    @property
+    def engine_died(self) -> bool:
+        """Whether an engine has died, at any time."""
+        return any(engine.health == "died" for engine in self._state.models.engines)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
@@ -80,15 +86,15 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Begin to drain, or leave at once if that was begun already."""
-        if self._state.draining:
+        if self._signalled:
             self.force_exit = self.should_exit = True
         else:
+            self._signalled = True
             self._drain(self._drain_delay_s if sig == signal.SIGTERM else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether it is time to leave."""
-        if not self.engine_died and any(engine.health == "died" for engine in self._state.models.engines):
-            self.engine_died = True
+        if self.engine_died:
             self._drain(0.0)
         return await super().on_tick(counter) or time.monotonic() >= self._leave_at
 
@@ -106,7 +112,7 @@ class Server(uvicorn.Server):
         """Serve the connections that wait in the kernel; closing the listener would reset them."""
         listener.setblocking(False)
         connections = []
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             while True:
                 connections.append(listener.accept()[0])
         listener.close()
@@ -125,7 +131,7 @@ class Server(uvicorn.Server):
 
     def _drain(self, delay_s: float) -> None:
         self._state.draining = True
-        self._leave_at = time.monotonic() + delay_s
+        self._leave_at = min(self._leave_at, time.monotonic() + delay_s)
 
 
 def _silent(connection: object) -> bool:

@@ -19,6 +19,13 @@ def _comma_separated(value: object) -> object:
     return [part for part in (piece.strip() for piece in value.split(",")) if part] if isinstance(value, str) else value
 
 
+def _given_keys(value: object) -> object:
+    keys = _comma_separated(value)
+    if isinstance(value, str) and not keys:
+        raise ValueError("api_keys is given and empty, which would open the server; unset it if that is meant")
+    return keys
+
+
 def _require_bundle_ref(name: str) -> None:
     try:
         BundleRef.parse(name)
@@ -101,10 +108,10 @@ class Settings(BaseSettings):
         "balancers to look away.",
     )
     drain_timeout_s: FiniteFloat = Field(
-        default=30.0, gt=0, description="Seconds that accepted requests have to finish after the listener has closed."
+        default=45.0, gt=0, description="Seconds that accepted requests have to finish after the listener has closed."
     )
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_separated)] = Field(
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_given_keys)] = Field(
         default=(),
         description="Bearer tokens, comma-separated, any of which opens the server; without them it is open.",
     )

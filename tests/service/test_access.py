@@ -7,13 +7,13 @@ from collections.abc import Callable
 import httpx
 import numpy as np
 import pytest
-from live import running
+from live import running, samples
 from PIL import Image
 from pydantic import SecretStr
 
 from service.settings import Settings
 
-KEYS = {"api_keys": (SecretStr("first"), SecretStr("zweiter-schlüssel"))}
+KEYS = {"api_keys": (SecretStr("first"), SecretStr("zweiter-schlüssel-à"))}
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer", "Bearer wrong", "Basic first", "first", "Bearer firs"])
@@ -33,7 +33,16 @@ def test_without_a_known_token_everything_is_refused(
             assert reply.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("token", [b"first", "zweiter-schlüssel".encode()])
+def test_a_refused_request_counts_under_its_route(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
+    with running(settings(**KEYS)) as server:
+        for path in ("/predict", "/models/cifar10/predict", "/else"):
+            httpx.post(f"{server.url}{path}", content=pngs[0])
+        found = samples(server.url)
+        for route in ("/predict", "/models/{model}/predict", "unmatched"):
+            assert found[f'ood_http_requests_total{{route="{route}",status="401"}}'] == 1
+
+
+@pytest.mark.parametrize("token", [b"first", "zweiter-schlüssel-à".encode()])
 def test_any_of_the_tokens_opens(settings: Callable[..., Settings], pngs: list[bytes], token: bytes) -> None:
     with running(settings(**KEYS)) as server:
         headers = {b"authorization": b"Bearer " + token}

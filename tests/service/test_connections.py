@@ -1,5 +1,7 @@
 """Clients that misbehave on the wire."""
 
+import contextlib
+import io
 import json
 import socket
 from collections.abc import Callable
@@ -7,7 +9,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 from live import Running, running, samples, wait_until
+from PIL import Image
 
+import service.protocol
 from service.settings import Settings
 
 
@@ -79,3 +83,51 @@ def test_bodies_beyond_the_memory_for_them_get_429(settings: Callable[..., Setti
 def test_an_impossible_length_gets_400(server: Running, length: bytes) -> None:
     request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\nab"
     assert exchange(server, request)[0] == 400
+
+
+@pytest.mark.parametrize(
+    "offer", [b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n", b"upgrade: websocket\r\n"]
+)
+def test_an_offer_to_upgrade_is_ignored(server: Running, pngs: list[bytes], offer: bytes) -> None:
+    """As `curl --http2` and Java's client make it; in one write with the body, and in two."""
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\n" + offer + b"Content-Length: %d\r\n\r\n" % len(pngs[0])
+    assert exchange(server, head + pngs[0])[0] == 200
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.sendall(head)
+        raw.sendall(pngs[0])
+        raw.settimeout(10)
+        assert raw.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_an_endless_header_is_cut_off(server: Running) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 200_000
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(10)
+        raw.sendall(request)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # what was not read any more resets the connection
+            while piece := raw.recv(100):
+                answer += piece
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_a_connection_without_a_request_is_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.protocol, "HEAD_TIMEOUT_S", 0.2)
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(10)
+        raw.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert raw.recv(100) == b""
+
+
+def test_an_abandoned_form_stops_being_decoded(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
+    """Its deadline has passed: the one thread that decodes is free for the next, within an image of it."""
+    file = io.BytesIO()
+    Image.new("RGB", (5500, 5500)).save(file, "PNG")
+    large = [("images", ("i", file.getvalue()))] * 40
+    with running(settings(decode_threads=1)) as server:
+        late = httpx.post(f"{server.url}/predict", files=large, headers={"X-Deadline-Ms": "100"}, timeout=60)
+        assert late.status_code == 504
+        assert httpx.post(f"{server.url}/predict", content=pngs[0], timeout=60).status_code == 200

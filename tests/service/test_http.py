@@ -136,6 +136,7 @@ def multipart(*parts: bytes, end: bytes = b"--b--\r\n") -> dict[str, Any]:
 
 
 IMAGES_PART = b'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
+CONTRADICTORY = b"Content-Disposition: form-data; name*=a; name*0=b\r\n\r\n"
 TYPED_JSON = {"content-type": "application/json"}
 
 
@@ -155,7 +156,31 @@ BAD = [
     Bad(400, "empty_image", "0 bytes", lambda png: as_json([png, b"", b""]), index=1),
     Bad(400, "malformed_json", "not JSON", lambda _: {"content": b'{"images": [', "headers": TYPED_JSON}),
     Bad(400, "malformed_json", "not JSON", lambda _: {"content": b"not json", "headers": TYPED_JSON}),
-    Bad(400, "malformed_json", "not JSON", lambda _: {"content": b"{" * 100_000, "headers": TYPED_JSON}),
+    Bad(400, "malformed_json", "more brackets", lambda _: {"content": b"{" * 100_000, "headers": TYPED_JSON}),
+    Bad(400, "malformed_json", "more brackets", lambda _: {"content": b'{"images": [' + b"[]," * 1000 + b"[]]}"}),
+    Bad(400, "malformed_json", "not JSON", lambda _: {"content": b"{" * 900, "headers": TYPED_JSON}),
+    Bad(400, "malformed_multipart", "no Content-Disposition", lambda png: multipart(CONTRADICTORY + png)),
+    Bad(
+        400,
+        "malformed_multipart",
+        "no boundary",
+        lambda _: {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary*=a; boundary*0=b"}},
+    ),
+    Bad(
+        415,
+        "unsupported_image",
+        "no image of a format",
+        lambda _: {"content": b"x", "headers": {"content-type": f"text/plain; x*{'1' * 5000}=b"}},
+        index=0,
+    ),
+    Bad(
+        404,
+        "unknown_model",
+        "positive integer",
+        lambda png: {"content": png},
+        path=f"/models/cifar10@{'1' * 5000}/predict",
+    ),
+    Bad(404, "unknown_route", "/docs", lambda png: {"content": png}, path="/predict/"),
     Bad(400, "malformed_json", "not JSON", lambda _: {"content": b'{"images": ["\xff"]}', "headers": TYPED_JSON}),
     Bad(400, "malformed_multipart", "truncated", lambda png: multipart(IMAGES_PART + png, end=b"")),
     Bad(400, "malformed_multipart", "truncated", lambda png: multipart(IMAGES_PART + png, end=b"--b")),
@@ -200,7 +225,7 @@ BAD = [
     Bad(404, "unknown_model", "positive integer", lambda png: {"content": png}, path="/models/cifar10@-1/predict"),
     Bad(405, "method_not_allowed", "POST", lambda _: {}, method="GET"),
     Bad(405, "method_not_allowed", "GET", lambda png: {"content": png}, path="/models"),
-    Bad(413, "too_many_images", "65 images, allowed are 64", lambda png: as_form([png] * 65)),
+    Bad(413, "too_many_images", "images, allowed are 64", lambda png: as_form([png] * 65)),
     Bad(413, "too_many_images", "65 images, allowed are 64", lambda png: as_json([png] * 65)),
     Bad(415, "unsupported_image", "no image of a format", lambda _: {"content": b"hello"}, index=0),
     Bad(415, "unsupported_image", "no image of a format", lambda png: as_form([png, png, b"%PDF-1.4"]), index=2),
@@ -229,7 +254,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.code}-{bad.path}")
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: f"{bad.code}-{bad.path[:30]}")
 def test_a_bad_request_gets_its_error(client: httpx.Client, pngs: list[bytes], bad: Bad) -> None:
     reply = client.request(bad.method, bad.path, **bad.request(pngs[0]))
     assert_error(reply, bad.status, bad.code, bad.message)

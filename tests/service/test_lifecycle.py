@@ -83,6 +83,21 @@ def test_sigterm_fails_readiness_first_and_tells_clients_to_go(serve: Serve, png
         assert server.process.wait(20) == 0
 
 
+def test_what_the_drain_has_no_time_for_gets_503(serve: Serve) -> None:
+    """A client that takes too long over its body."""
+    with serve("--drain-timeout-s", "1", "--drain-delay-s", "0") as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0)) as raw:
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nab")
+            wait_until(lambda: "\nood_pending_bytes 2.0" in httpx.get(f"{server.url}/metrics").text)
+            server.process.send_signal(signal.SIGTERM)
+            raw.settimeout(20)
+            answer = raw.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"not_ready"' in answer
+        assert server.process.wait(20) == 0
+
+
 def test_sigint_does_not_wait_for_load_balancers(serve: Serve) -> None:
     with serve("--drain-delay-s", "1000") as server:
         server.process.send_signal(signal.SIGINT)

@@ -47,6 +47,8 @@ def test_settings_do_not_change() -> None:
         (["--max-queue-images", "8"], {}, "max_images_per_request is 64, above max_queue_images 8"),
         (["--max-pending-bytes", "8"], {}, "max_request_bytes is 67108864, above max_pending_bytes 8"),
         (["--api-keys", "ok,"], {}, None),
+        (["--api-keys", ""], {}, "api_keys is given and empty, which would open the server"),
+        (["--api-keys", ", "], {}, "(hidden)"),
         (["--log-level", "loud"], {}, "--log-level / OOD_LOG_LEVEL is 'loud'"),
     ],
 )
