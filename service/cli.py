@@ -70,6 +70,6 @@ def serve(settings: Settings) -> int:
     logs.set_up(settings.log_level)
     listener = bind(settings.host, settings.port)
     app = create_app(settings)
-    server = Server(app, settings, greeting(app.state.service.models, listener))
+    server = Server(app, settings, greeting(app.state.service.models, listener, closed=bool(settings.api_keys)))
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0

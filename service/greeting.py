@@ -7,8 +7,8 @@ import model_store
 from service.models import Models
 
 
-def greeting(models: Models, listener: socket.socket) -> str:
-    """Return a few lines for the person who started the server."""
+def greeting(models: Models, listener: socket.socket, *, closed: bool) -> str:
+    """Return a few lines for the person who started the server; a closed one wants a key."""
     url = address(listener)
     lines = [f"energy-ood {model_store.__version__} on {url}"]
     for engine in models.engines:
@@ -20,7 +20,8 @@ def greeting(models: Models, listener: socket.socket) -> str:
     lines += [f"  {failed.ref}  not loaded: {failed.reason}" for failed in models.failed]
     first = models.engines[0].bundle
     image = first.folder / first.manifest.golden[0].file
-    lines += ["try it:", f"  curl --data-binary @{shlex.quote(str(image))} {url}/predict", f"pages: {url}/docs"]
+    key = "-H 'Authorization: Bearer KEY' " if closed else ""
+    lines += ["try it:", f"  curl {key}--data-binary @{shlex.quote(str(image))} {url}/predict", f"pages: {url}/docs"]
     return "\n".join(lines)
 
 

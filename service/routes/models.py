@@ -1,8 +1,9 @@
 """What is served, and how the server is configured."""
 
 import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
-import torch
 from fastapi import APIRouter, Request
 from pydantic import SecretStr
 
@@ -30,7 +31,7 @@ async def info(request: Request) -> InfoReply:
     state = state_of(request)
     return InfoReply(
         version=model_store.__version__,
-        libraries={"python": platform.python_version(), "torch": torch.__version__, "decoder": DECODER},
+        libraries={"python": platform.python_version(), "decoder": DECODER} | _installed(),
         settings=shown_settings(state.settings),
         models=_served(state.models),
     )
@@ -46,6 +47,14 @@ def shown_settings(settings: Settings) -> dict[str, str | int | float | bool | l
         else:
             shown[name] = value if isinstance(value, str | int | float | bool | None) else str(value)
     return shown
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "openvino", "fastapi", "uvicorn", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _served(models: Models) -> list[ServedModel]:

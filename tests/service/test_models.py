@@ -1,6 +1,7 @@
 """Several bundles in one server, good and bad."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -73,6 +74,17 @@ def test_a_failed_default_model_does_not_hand_its_requests_to_another(
     with running(settings(store=bundles, models=("broken", "strict"))) as server:
         assert httpx.post(f"{server.url}/predict", content=pngs[0]).status_code == 503
         assert httpx.post(f"{server.url}/models/strict/predict", content=pngs[0]).status_code == 200
+
+
+def test_a_name_is_its_newest_version_that_is_loaded(
+    settings: Callable[..., Settings], bundles: Path, tmp_path: Path, pngs: list[bytes]
+) -> None:
+    shutil.copytree(bundles / "strict", tmp_path / "strict")
+    shutil.copytree(tmp_path / "strict" / "2", tmp_path / "strict" / "3")  # holds strict@2, so it is refused as @3
+    with running(settings(store=tmp_path, models=("strict@3", "strict@2"))) as server:
+        reply = httpx.post(f"{server.url}/models/strict/predict", content=pngs[0])
+        assert reply.json()["model"]["version"] == 2
+        assert httpx.post(f"{server.url}/models/strict@3/predict", content=pngs[0]).status_code == 503
 
 
 def test_a_server_without_one_good_model_does_not_start(bundles: Path, cache_dir: Path) -> None:

@@ -92,4 +92,6 @@ def test_flags_and_variables_reach_the_server(serve: Callable[..., AbstractConte
         assert info.json()["settings"]["api_keys"] == ["***", "***"]
         assert info.json()["models"][0]["runtime"] == "torch-eager-float32-cpu"
         assert "secret" not in info.text
+        assert "-H 'Authorization: Bearer KEY'" in server.greeting
+        assert {"torch", "decoder", "openvino"} <= info.json()["libraries"].keys()
         assert "(alpha 5 %)  torch-eager-float32-cpu" in server.greeting
