@@ -1,9 +1,9 @@
 """What a comparison of servers measures in each of its rounds, and the table of medians over them."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.load import Outcome
 from benchmarks.processor import ProcessorUse
@@ -65,21 +65,6 @@ class Round:
     def __str__(self) -> str:
         speeds = ", ".join(f"{name} {load.images_per_s:,.0f} images/s" for name, load in self.loads.items())
         return f"{self.server}: {speeds}"
-
-
-def round_from(written: Mapping[str, Any]) -> Round:
-    """Return a round as it was written to JSON."""
-    return Round(
-        server=written["server"],
-        first_start=Start(**written["first_start"]),
-        start=Start(**written["start"]),
-        loads={name: _measured_from(load) for name, load in written["loads"].items()},
-        rss_after_mib=written["rss_after_mib"],
-    )
-
-
-def _measured_from(written: Mapping[str, Any]) -> Measured:
-    return Measured(**{**written, "cores": ProcessorUse(**written["cores"])})
 
 
 class Row(NamedTuple):

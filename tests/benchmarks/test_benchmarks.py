@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks import load, served_verdicts, serving
 from benchmarks.load import http_post, run_load
 from benchmarks.processor import ProcessorUse
-from benchmarks.rounds import Measured, Round, Start, round_from, table
+from benchmarks.rounds import Measured, Round, Start, table
 from benchmarks.servers import RunningServer, ServerEndedError, free_port, ood_serve, plain_fastapi, running
 from model_store.bundle import Bundle, load_bundle
 from model_store.predictor import Predictions, Predictor
@@ -223,13 +222,3 @@ def test_table_has_medians_spread_and_ratios_to_the_first_server() -> None:
     assert "| 1 connection: images/s | 100 (50 to 120) | 280 (1 to 300), x 2.80 |" in lines
     assert "| start to ready, s | 4.0 | 4.0, x 1.00 |" in lines
     assert "| failed requests | 0 | 0 (0 to 2) |" in lines
-
-
-def test_readme_shows_the_committed_results() -> None:
-    readme = (BENCHMARKS / "README.md").read_text()
-    results = sorted((BENCHMARKS / "results").glob("*.json"))
-    assert results
-    for path in results:
-        written = json.loads(path.read_text())
-        assert table([round_from(entry) for entry in written["rounds"]]) in readme, path
-        assert written["conditions"]["command"] in readme, path
