@@ -25,8 +25,6 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training.datasets import ImageSet, load_set
 from training.evaluate import predict_files
 
-BENCHMARKS = Path(serving.__file__).parent
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
