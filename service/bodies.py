@@ -13,7 +13,6 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from starlette.requests import ClientDisconnect, Request
 
-from model_store import images
 from service.errors import (
     BadImageError,
     BodyTimeoutError,
@@ -32,6 +31,7 @@ from service.errors import (
 
 FIELD = "images"
 _JSON_MARKS = 1000
+"""Brackets, commas and colons that JSON may have beside two an image."""
 _QUOTED = 40
 """Characters of what a client sent that a message may repeat."""
 
@@ -104,17 +104,15 @@ async def read_body(request: Request, lease: Lease, *, max_bytes: int, timeout_s
 
 
 def encoded_images(body: bytes, content_type: str, *, max_images: int) -> list[bytes]:
-    """Split a body into encoded images.
+    """Split a body that is no image into encoded images.
 
-    What begins like an image is one, whatever its Content-Type says. Of the rest, a form is known by its Content-Type,
-    JSON by that or by its first character; anything else is for the decoder to refuse.
+    A form is known by its Content-Type, JSON by that or by its first character; anything else is for the decoder to
+    refuse.
 
     Raises:
         ServiceError: the form or JSON is malformed, has other fields, or holds no images or too many.
     """
     media_type, boundary = _media_type(content_type)
-    if images.looks_like_image(body):
-        return [body]
     if media_type == "multipart/form-data":
         return _from_multipart(body, boundary, max_images)
     if media_type == "application/json" or re.match(rb"\s*{", body):

@@ -45,7 +45,8 @@ async def predict(request: Request) -> Response:
     summary="Judge images by a named model",
 )
 async def predict_by(
-    request: Request, model: Annotated[str, Path(description="`name`, its newest version served, or `name@version`.")]
+    request: Request,
+    model: Annotated[str, Path(description="`name`, its newest version that is loaded, or `name@version`.")],
 ) -> Response:
     """Give the verdicts of a named model."""
     return await _answer(request, state_of(request).models.find(model))
@@ -86,7 +87,7 @@ async def _judge(
 
 
 async def _split(state: State, body: bytes, content_type: str) -> list[bytes]:
-    """Take a body apart; forms and JSON, which may be large, off the event loop."""
+    """Take a body apart: what begins like an image is one, whatever its Content-Type; else, off the event loop."""
     if images.looks_like_image(body):
         return [body]
     largest = state.settings.max_images_per_request

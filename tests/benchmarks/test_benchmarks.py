@@ -43,7 +43,7 @@ def bundle() -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def test_set(bundle: Bundle, image_sets: Path) -> ImageSet:
+def labelled(bundle: Bundle, image_sets: Path) -> ImageSet:
     return load_set("cifar10/test", image_sets, bundle.manifest.preprocess, None)
 
 
@@ -65,13 +65,13 @@ def test_served_verdicts_are_the_offline_ones(
 
 
 def test_served_verdicts_fail_where_one_image_is_judged_by_another_threshold(
-    server: RunningServer, bundle: Bundle, test_set: ImageSet, capsys: pytest.CaptureFixture[str]
+    server: RunningServer, bundle: Bundle, labelled: ImageSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predictor = bundle.predictor
-    scores = predictor.predict(test_set.images).negative_energy
+    scores = predictor.predict(labelled.images).negative_energy
     spared = np.sort(scores[scores > predictor.threshold])[0]  # the least of those that are not flagged
     stricter = Predictor(predictor.scorer, predictor.calibration_scores, np.nextafter(spared, np.float32(np.inf)))
-    assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=stricter), [test_set]) == 1
+    assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=stricter), [labelled]) == 1
     assert "1 of 100 verdicts differ" in capsys.readouterr().out
 
 
@@ -83,17 +83,17 @@ class Mirrored(Predictor):
 
 
 def test_served_verdicts_fail_where_the_offline_side_sees_other_pixels(
-    server: RunningServer, bundle: Bundle, test_set: ImageSet
+    server: RunningServer, bundle: Bundle, labelled: ImageSet
 ) -> None:
     predictor = bundle.predictor
     mirrored = Mirrored(predictor.scorer, predictor.calibration_scores, predictor.threshold)
-    assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=mirrored), [test_set]) == 1
+    assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=mirrored), [labelled]) == 1
 
 
-def test_served_verdicts_refuse_another_bundle(server: RunningServer, bundle: Bundle, test_set: ImageSet) -> None:
+def test_served_verdicts_refuse_another_bundle(server: RunningServer, bundle: Bundle, labelled: ImageSet) -> None:
     other = dataclasses.replace(bundle, sha256="0" * 64)
     with pytest.raises(served_verdicts.RefusedError, match="the server's bundle is"):
-        served_verdicts.check(server.url, other, [test_set])
+        served_verdicts.check(server.url, other, [labelled])
 
 
 def test_served_verdicts_of_a_set_that_is_not_there_are_status_2(
@@ -104,11 +104,11 @@ def test_served_verdicts_of_a_set_that_is_not_there_are_status_2(
 
 
 def test_images_refused_for_a_full_queue_are_sent_again(
-    server: RunningServer, bundle: Bundle, test_set: ImageSet
+    server: RunningServer, bundle: Bundle, labelled: ImageSet
 ) -> None:
-    pixels = np.tile(test_set.images, (5, 1, 1, 1))  # 8 requests, 4 at once, where one fits into the queue
+    pixels = np.tile(labelled.images, (5, 1, 1, 1))  # 8 requests, 4 at once, where one fits into the queue
     served = asyncio.run(served_verdicts.ask(server.url, bundle, pixels))
-    assert np.array_equal(served.is_ood, np.tile(bundle.predictor.predict(test_set.images).is_ood, 5))
+    assert np.array_equal(served.is_ood, np.tile(bundle.predictor.predict(labelled.images).is_ood, 5))
     refused = re.search(r'^ood_refused_requests_total\{code="queue_full"\} (.*)$', _metrics(server), re.MULTILINE)
     assert refused is not None
     assert float(refused[1]) > 0
