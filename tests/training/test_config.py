@@ -18,7 +18,14 @@ def test_shipped_recipe_is_whole(name: str) -> None:
 
 
 def test_shipped_recipes_are_the_documented_ones() -> None:
-    assert SHIPPED == ["cifar10", "cifar10-robust", "cifar10-wrn-40-2", "cifar10-wrn-40-2-paper", "tiny"]
+    assert SHIPPED == [
+        "cifar10",
+        "cifar10-restarted",
+        "cifar10-robust",
+        "cifar10-wrn-40-2",
+        "cifar10-wrn-40-2-paper",
+        "tiny",
+    ]
     documented = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     assert all(f"{name}.toml" in documented for name in SHIPPED)
 
