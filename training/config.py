@@ -108,6 +108,15 @@ class OptimisationSpec(Frozen):
     learning_rate: FiniteFloat = Field(gt=0)
     momentum: Fraction = 0.9
     weight_decay: FiniteFloat = Field(default=5e-4, ge=0)
+    averaged_epochs: int | None = Field(default=None, ge=1)
+    """Stochastic weight averaging (Izmailov et al., 2018): the rate stays at its first value, and the mean of the weights
+    over this many last epochs is what the stage leaves."""
+
+    @model_validator(mode="after")
+    def _averaged_epochs_are_some_of_them(self) -> "OptimisationSpec":
+        if self.averaged_epochs is not None and self.averaged_epochs > self.epochs:
+            raise ValueError(f"averaged_epochs is {self.averaged_epochs}; there are {self.epochs} epochs")
+        return self
 
 
 class PretrainSpec(OptimisationSpec):
@@ -166,7 +175,7 @@ class Recipe(Frozen):
     execution: ExecutionSpec = ExecutionSpec()
     pretrain: PretrainSpec | None = None
     start: str | None = None
-    """A published bundle, `name@version`, whose network is fine-tuned instead of a classifier from scratch."""
+    """A published bundle, `name@version`, whose network training begins with instead of one from scratch."""
     finetune: FinetuneSpec
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -180,8 +189,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "Recipe":
-        if (self.pretrain is None) == (self.start is None):
-            raise ValueError("give either [pretrain], a classifier from scratch, or start, a published bundle")
+        if self.pretrain is None and self.start is None:
+            raise ValueError("give [pretrain], a classifier from scratch, or start, a published bundle, or both")
         return self
 
     @model_validator(mode="after")

@@ -23,13 +23,13 @@ from training.datasets import ImageSet, load_set, require_classes, require_one_e
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
-from training.pretrain import pretrain, pretrain_inputs
+from training.pretrain import new_network, pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
 from training.start import start, untuned_figures
 from training.trainer import Progress
 
-PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "evaluate"
+START, PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "start", "pretrain", "finetune", "calibrate", "evaluate"
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,15 @@ class Run:
             choose_rank(self.recipe.calibrate, held_out)
 
     def pretrain(self) -> nn.Module:
-        """Train the classifier, or take the published one that the recipe starts from."""
-        folder = self.folder / PRETRAIN
-        if self.recipe.start is not None:
-            return start(self.recipe, self._train_set, self.start_stores, folder, self.device, self.say)
-        return pretrain(self.recipe, self._train_set, folder, self.device, self.progress)
+        """Train the classifier, from scratch or from the published network that the recipe starts from, or take that."""
+        recipe, folder = self.recipe, self.folder / PRETRAIN
+        if recipe.start is None:
+            network = new_network(recipe)
+        else:
+            network = start(recipe, self._train_set, self.start_stores, self._start_folder, self.device, self.say)
+        if recipe.pretrain is None:
+            return network
+        return pretrain(recipe, self._train_set, network, folder, self.device, self.progress)
 
     def finetune(self) -> nn.Module:
         """Drive the energies of in-distribution images and of outliers apart."""
@@ -122,7 +126,7 @@ class Run:
             say=self.say,
         )
         if self.recipe.start:
-            figures = untuned_figures(self.recipe, self.folder / PRETRAIN, self._fingerprints())
+            figures = untuned_figures(self.recipe, self._start_folder, self._fingerprints())
             result = result.model_copy(update={"untuned": figures})
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
@@ -150,6 +154,11 @@ class Run:
             provenance(self.recipe, self._sets_by_role(), self.device, self._stage_seconds(), created),
         )
         return publish(store, draft)
+
+    @property
+    def _start_folder(self) -> Path:
+        """Where the network of the bundle is kept: the classifier's own folder, unless that is trained from it."""
+        return self.folder / (START if self.recipe.pretrain else PRETRAIN)
 
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet]:
@@ -239,7 +248,7 @@ class Run:
         return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}
 
     def _stage_seconds(self) -> dict[str, float]:
-        trained = (FINETUNE,) if self.recipe.start else (PRETRAIN, FINETUNE)
+        trained = (PRETRAIN, FINETUNE) if self.recipe.pretrain else (FINETUNE,)
         histories = {stage: self.folder / stage / "history.json" for stage in trained}
         return {
             stage: sum(epoch["seconds"] for epoch in json.loads(path.read_text())) for stage, path in histories.items()

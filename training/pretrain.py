@@ -1,4 +1,4 @@
-"""Stage 1: a classifier, from scratch, by cross-entropy."""
+"""Stage 1: a classifier, by cross-entropy, from scratch or from a network that is there already."""
 
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,24 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
     }
 
 
-def pretrain(recipe: Recipe, train_set: ImageSet, folder: Path, device: torch.device, progress: Progress) -> nn.Module:
-    """Train the recipe's network, or resume or load it from `folder`; return it.
+def new_network(recipe: Recipe) -> nn.Module:
+    """Return the recipe's network with the random weights of its seed."""
+    torch.manual_seed(recipe.seed)
+    return build_network(recipe.network)
+
+
+def pretrain(
+    recipe: Recipe, train_set: ImageSet, network: nn.Module, folder: Path, device: torch.device, progress: Progress
+) -> nn.Module:
+    """Train `network` on, in place, or resume or load it from `folder`; return it.
 
     Raises:
-        RecipeError: the recipe starts from a published bundle.
+        RecipeError: the recipe has no such stage.
         ResumeError: `folder` holds another recipe's classifier.
         DivergedError: the loss is not finite.
     """
     if recipe.pretrain is None:
         raise RecipeError(f"recipe {recipe.name} has no [pretrain]: it starts from {recipe.start}")
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.network)
     stage = Stage(
         name="pretrain",
         objective=make_objective(CrossEntropySpec()),

@@ -5,12 +5,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
@@ -22,6 +24,10 @@ from training.run_folder import is_done, open_stage, read_weights, write_json, w
 FINAL_LEARNING_RATE = 1e-6
 CHECK_EVERY_STEPS = 20
 """Between two looks at the loss the device is not waited for."""
+AVERAGE_EVERY_STEPS = 50
+"""Weights of neighbouring steps are nearly the same; more of them cost time and change little."""
+STATISTICS_STEPS = 100
+"""Batches from which batch-norm statistics of averaged weights are measured: 12,800 images at the usual size."""
 
 
 class Batch(NamedTuple):
@@ -124,15 +130,25 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
     optimizer = torch.optim.SGD(
         network.parameters(), spec.learning_rate, spec.momentum, weight_decay=spec.weight_decay, nesterov=True
     )
-    history = _restore(stage.checkpoint, network, optimizer, device)
+    average = AveragedModel(network) if spec.averaged_epochs else None
+    history = _restore(stage.checkpoint, network, optimizer, average, device)
     forward = torch.compile(network, dynamic=False) if stage.execution.compile else network
     for epoch in range(len(history), spec.epochs):
-        finished = _train_epoch(forward, optimizer, stage, epoch, device, progress)
+        finished = _train_epoch(network, forward, optimizer, average, stage, epoch, device, progress)
         _require_finite(network, stage, epoch)
         history.append(finished)
-        _save(stage.checkpoint, network, optimizer, history)
+        _save(stage.checkpoint, network, optimizer, average, history)
         progress(stage, epoch, len(stage.batches), finished)
+    if average is not None:
+        _take_average(network, average, stage, device)
     return history
+
+
+def _take_average(network: nn.Module, average: AveragedModel, stage: Stage, device: torch.device) -> None:
+    """Give `network` the mean weights, and batch-norm statistics measured with them: those of no step would fit."""
+    network.load_state_dict(average.module.state_dict())
+    generator = _seed_epoch(stage, stage.optimisation.epochs, device)
+    update_bn(islice(stage.batches(generator), STATISTICS_STEPS), network)  # takes the first of each batch, the images
 
 
 def learning_rate(step: int, steps: int, initial: float) -> float:
@@ -142,8 +158,10 @@ def learning_rate(step: int, steps: int, initial: float) -> float:
 
 
 def _train_epoch(
+    network: nn.Module,
     forward: Callable[[Tensor], Any],
     optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
     stage: Stage,
     epoch: int,
     device: torch.device,
@@ -151,21 +169,23 @@ def _train_epoch(
 ) -> Epoch:
     generator = _seed_epoch(stage, epoch, device)
     running = _Running(device)
-    total_steps = stage.optimisation.epochs * len(stage.batches)
+    spec, steps = stage.optimisation, len(stage.batches)
+    averaging = average is not None and epoch >= spec.epochs - (spec.averaged_epochs or 0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=stage.execution.precision == "bfloat16")
     for step, batch in enumerate(stage.batches(generator)):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                epoch * len(stage.batches) + step, total_steps, stage.optimisation.learning_rate
-            )
+            if average is None:
+                group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec.learning_rate)
         optimizer.zero_grad(set_to_none=True)
         with autocast:
             logits = forward(batch.images).logits
         loss = stage.objective(logits, batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if average is not None and averaging and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
+            average.update_parameters(network)
         running.add(loss.detach(), logits.detach()[: len(batch.labels)], batch)
-        if step % CHECK_EVERY_STEPS == 0 or step == len(stage.batches) - 1:
+        if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
             _check_finite(running, stage, epoch)
             progress(stage, epoch, step, running.figures())
     figures = running.figures()
@@ -230,10 +250,17 @@ def _seed_epoch(stage: Stage, epoch: int, device: torch.device) -> Generator:
     return Generator(device).manual_seed(mixed)
 
 
-def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
+def _save(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    history: list[Epoch],
+) -> None:
     state = {
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "average": None if average is None else average.state_dict(),
         "history": [asdict(epoch) for epoch in history],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,13 +269,21 @@ def _save(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, hist
     partial.replace(path)
 
 
-def _restore(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> list[Epoch]:
+def _restore(
+    path: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    device: torch.device,
+) -> list[Epoch]:
     if not path.exists():
         return []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         return [Epoch(**epoch) for epoch in state["history"]]
     except (EOFError, KeyError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as err:
         raise ResumeError(f"{path} is no checkpoint of this stage ({err}); remove it to train the stage anew") from err
