@@ -109,8 +109,8 @@ class OptimisationSpec(Frozen):
     momentum: Fraction = 0.9
     weight_decay: FiniteFloat = Field(default=5e-4, ge=0)
     averaged_epochs: int | None = Field(default=None, ge=1)
-    """Stochastic weight averaging (Izmailov et al., 2018): the rate stays at its first value, and the mean of the weights
-    over this many last epochs is what the stage leaves."""
+    """Stochastic weight averaging (Izmailov et al., 2018): the rate stays at its first value, and what the stage leaves
+    is the mean of the weights over this many last epochs."""
 
     @model_validator(mode="after")
     def _averaged_epochs_are_some_of_them(self) -> "OptimisationSpec":

@@ -23,7 +23,7 @@ from training.datasets import ImageSet, load_set, require_classes, require_one_e
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
-from training.pretrain import new_network, pretrain, pretrain_inputs
+from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
 from training.start import start, untuned_figures
@@ -72,15 +72,14 @@ class Run:
             choose_rank(self.recipe.calibrate, held_out)
 
     def pretrain(self) -> nn.Module:
-        """Train the classifier, from scratch or from the published network that the recipe starts from, or take that."""
+        """Train the classifier, from scratch or on from a published network; or take that as it is."""
         recipe, folder = self.recipe, self.folder / PRETRAIN
         if recipe.start is None:
-            network = new_network(recipe)
-        else:
-            network = start(recipe, self._train_set, self.start_stores, self._start_folder, self.device, self.say)
+            return pretrain(recipe, self._train_set, folder, self.device, self.progress)
+        network = start(recipe, self._train_set, self.start_stores, self._start_folder, self.device, self.say)
         if recipe.pretrain is None:
             return network
-        return pretrain(recipe, self._train_set, network, folder, self.device, self.progress)
+        return pretrain(recipe, self._train_set, folder, self.device, self.progress, network)
 
     def finetune(self) -> nn.Module:
         """Drive the energies of in-distribution images and of outliers apart."""

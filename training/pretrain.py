@@ -29,16 +29,15 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
     }
 
 
-def new_network(recipe: Recipe) -> nn.Module:
-    """Return the recipe's network with the random weights of its seed."""
-    torch.manual_seed(recipe.seed)
-    return build_network(recipe.network)
-
-
 def pretrain(
-    recipe: Recipe, train_set: ImageSet, network: nn.Module, folder: Path, device: torch.device, progress: Progress
+    recipe: Recipe,
+    train_set: ImageSet,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    start: nn.Module | None = None,
 ) -> nn.Module:
-    """Train `network` on, in place, or resume or load it from `folder`; return it.
+    """Train `start`, or the recipe's network from scratch; or resume or load it from `folder`. Return it.
 
     Raises:
         RecipeError: the recipe has no such stage.
@@ -47,6 +46,8 @@ def pretrain(
     """
     if recipe.pretrain is None:
         raise RecipeError(f"recipe {recipe.name} has no [pretrain]: it starts from {recipe.start}")
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.network) if start is None else start
     stage = Stage(
         name="pretrain",
         objective=make_objective(CrossEntropySpec()),

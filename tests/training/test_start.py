@@ -139,6 +139,24 @@ def test_killed_run_goes_on_without_the_bundle(run: Run, folder: Path, tmp_path:
     assert _equal(_weights(tmp_path / "finetune"), _weights(folder))
 
 
+def test_bundle_may_be_trained_on_as_a_classifier_first(
+    run: Run, tiny: Recipe, published: Path, tmp_path: Path
+) -> None:
+    """From its weights, at a rate of nothing: what is left is what it started from, kept beside the classifier."""
+    still = {"epochs": 1, "batch_size": 150, "learning_rate": 1e-12, "weight_decay": 0.0}
+    recipe = _changed(run.recipe, pretrain=None).model_copy(
+        update={"pretrain": tiny.pretrain.model_copy(update=still), "augment": tiny.augment}
+    )
+    both = replace(run, recipe=recipe, folder=tmp_path)
+    both.pretrain()
+    trained, origin = _weights(tmp_path / "pretrain"), _weights(published)
+    assert all(torch.allclose(trained[key], origin[key], atol=1e-6) for key in origin if "running" not in key)
+    assert _equal(_weights(tmp_path / "start"), origin)
+    assert untuned_figures(recipe, tmp_path / "start", run._fingerprints()) is not None
+    both.finetune()
+    assert set(both._stage_seconds()) == {"pretrain", "finetune"}
+
+
 def test_run_killed_while_taking_the_bundle_takes_it_again(run: Run, published: Path, tmp_path: Path) -> None:
     killed = replace(run, folder=tmp_path)
     killed.pretrain()

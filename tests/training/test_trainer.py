@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model_store.networks import NetworkOutput
 from training.batches import LabelledBatches, OutlierBatches
@@ -85,6 +86,48 @@ def test_killed_finetuning_resumes_to_the_same_weights(
         finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
     finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
+
+
+def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
+    recipe: Recipe, train_set: ImageSet, tmp_path: Path
+) -> None:
+    """Of the weights after the first and the last of four steps of each averaged epoch, at a rate that stays."""
+    averaged = recipe.model_copy(
+        update={
+            "network": recipe.network.model_copy(update={"dropout": 0.0}),
+            "pretrain": recipe.pretrain.model_copy(update={"averaged_epochs": 2}),
+            "augment": PLAIN,
+        }
+    )
+    taken: list[torch.Tensor] = []
+
+    def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        (group,) = optimizer.param_groups
+        assert group["lr"] == 0.1
+        taken.append(group["params"][0].detach().clone())
+
+    hook = register_optimizer_step_post_hook(take)
+    try:
+        network = pretrain(averaged, train_set, tmp_path, CPU, silent)
+    finally:
+        hook.remove()
+    steps = len(taken) // 3
+    kept = [taken[epoch * steps + step] for epoch in (1, 2) for step in (0, steps - 1)]
+    torch.testing.assert_close(network.stem.weight, torch.stack(kept).mean(dim=0))
+    pixels = torch.from_numpy(train_set.images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(getattr(recipe.preprocess, name)).view(1, 3, 1, 1) for name in ("mean", "std"))
+    expected = network.stem((pixels - mean) / std).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(network.stages[0].bn1.running_mean, expected, atol=1e-4, rtol=0)
+    assert network.stages[0].bn1.num_batches_tracked == steps
+
+
+def test_killed_averaging_resumes_to_the_same_weights(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
+    averaged = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"averaged_epochs": 2})})
+    whole = pretrain(averaged, train_set, tmp_path / "whole", CPU, silent)
+    with pytest.raises(KilledError):
+        pretrain(averaged, train_set, tmp_path / "killed", CPU, _kill_at(2, 0))
+    pretrain(averaged, train_set, tmp_path / "killed", CPU, silent)
+    assert _equal(whole.state_dict(), _weights(tmp_path / "killed"))
 
 
 def test_another_seed_gives_other_weights(
