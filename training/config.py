@@ -56,6 +56,20 @@ class JpegAugment(Frozen):
         return self
 
 
+class ResizeAugment(Frozen):
+    """Scale a share of every batch down and back up, each image by a factor and a kernel of its own."""
+
+    share: Fraction
+    scale_min: float = Field(gt=0, le=1)
+    scale_max: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "ResizeAugment":
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min is {self.scale_min}, above scale_max {self.scale_max}")
+        return self
+
+
 class AugmentSpec(Frozen):
     """Random changes of each training image, the same for in-distribution and outliers."""
 
@@ -64,6 +78,8 @@ class AugmentSpec(Frozen):
     noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
     """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
     jpeg: JpegAugment | None = None
+    resize: ResizeAugment | None = None
+    """Before all else: what was resized was so before it was cropped, noisy and stored."""
 
 
 class CrossEntropySpec(Frozen):
