@@ -130,7 +130,7 @@ class _WithMargins(Frozen):
         if (self.margin_in is None) != (self.margin_out is None):
             raise ValueError(f"margin_in is {self.margin_in}, margin_out {self.margin_out}; give both or neither")
         if self.margin_in is not None:
-            _ = self.margins
+            _ = self.margins  # which raises where they are out of order
         return self
 
     @property
@@ -198,7 +198,9 @@ class SelectionSpec(Frozen):
         for name, values in (("margin_in", self.margin_in), ("margin_out", self.margin_out)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} is {values}; each value is tried once")
-        _ = self.pairs
+        pairs = self.pairs  # which raises where margins are no pair
+        if self.chosen is not None and self.chosen not in pairs:
+            raise ValueError(f"chosen is {self.chosen}; it must be one of {', '.join(map(str, pairs))}")
         return self
 
     @property

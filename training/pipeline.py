@@ -97,7 +97,7 @@ class Run:
         Raises:
             RecipeError: the recipe gives its margins.
         """
-        _ = self.recipe.selection
+        _ = self.recipe.selection  # which raises before any set is read
         return select_margins(
             self.recipe,
             self._train_set,
