@@ -178,13 +178,13 @@ def _train_epoch(
                 group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec.learning_rate)
         optimizer.zero_grad(set_to_none=True)
         with autocast:
-            logits = forward(batch.images).logits
-        loss = stage.objective(logits, batch.labels)
+            output = forward(batch.images)
+        loss = stage.objective(output, batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if average is not None and averaging and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
             average.update_parameters(network)
-        running.add(loss.detach(), logits.detach()[: len(batch.labels)], batch)
+        running.add(loss.detach(), output.logits.detach()[: len(batch.labels)], batch)
         if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
             _check_finite(running, stage, epoch)
             progress(stage, epoch, step, running.figures())

@@ -20,8 +20,9 @@ from model_store.bundle import load_bundle
 from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.calibrate import calibrate
-from training.config import Recipe
-from training.datasets import load_set
+from training.cli import show_data
+from training.config import RECIPES, Recipe
+from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
 from training.pipeline import Run, evaluate_bundle
@@ -180,6 +181,40 @@ def test_recipe_without_calibration_is_evaluated_and_not_published(
         run.calibrate()
 
 
+def test_run_without_a_set_of_outliers_publishes_what_it_chose_and_made(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    """An epoch a stage; the folder of images has no outliers."""
+    tables = tiny.model_dump(exclude_none=True)
+    tables["data"] |= {"outliers": "synthetic", "far_ood": {"textures": "textures/test"}}
+    tables["pretrain"] |= {"epochs": 1}
+    tables["finetune"] |= {
+        "epochs": 1,
+        "objective": {"kind": "energy_bounded"},
+        "selection": {"margin_in": (-8,), "margin_out": (-3, 1), "epochs": 1, "validation_images": 20},
+    }
+    recipe = Recipe.model_validate(tables)
+    for source in ("cifar10/train", "cifar10/test", "textures/test"):
+        found = locate(source, image_sets)
+        assert found is not None
+        (tmp_path / "data" / source).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / source).parent.joinpath(found.name).symlink_to(found)
+    run = Run(recipe, tmp_path / "data", tmp_path / "run", CPU, silent, silent)
+    folder = run.all(Store(tmp_path / "store"))
+    assert folder is not None
+    origin = load_bundle(folder).manifest.provenance
+    records = {record.role: record for record in origin.data}
+    assert records.keys() == {"train", "calibration", "synthetic outliers", "test", "ood textures"}
+    made_of = records["synthetic outliers"]
+    assert (made_of.name, made_of.images, made_of.sha256) == ("cifar10/train", 150, records["train"].sha256)
+    assert set(origin.stage_seconds) == {"pretrain", "select", "finetune"}
+    published = Recipe.model_validate(origin.recipe)
+    chosen = json.loads((run.folder / "select/choice.json").read_text())["chosen"]
+    assert str(published.settled().finetune.objective.margins) == chosen
+    assert published.model_copy(update={"finetune": recipe.finetune}) == recipe
+    assert report.model_card(load_bundle(folder)).count("synthetic outliers") == 1
+
+
 def test_files_are_predicted_as_their_pixels(run: Run, folder: Path) -> None:
     predictor = load_bundle(folder).predictor
     files = sorted((run.data_dir / "cifar10/test/ship").iterdir())
@@ -283,6 +318,17 @@ def test_data_command_shows_what_is_there_and_what_is_not(image_sets: Path, tmp_
     assert missing.returncode == 1
     assert f"celeba/test: Put {image_sets / 'celeba/test'}.npz there" in missing.stdout
     assert "svhn/test:" not in missing.stdout
+
+
+def test_data_command_wants_no_outliers_where_they_are_made(
+    image_sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "made.toml"
+    path.write_text((RECIPES / "tiny.toml").read_text().replace("outliers/train", "synthetic"))
+    show_data(path, image_sets)
+    shown = capsys.readouterr().out
+    assert "made of cifar10/train" in shown
+    assert "missing" not in shown
 
 
 def test_replaced_block_leaves_the_rest() -> None:
