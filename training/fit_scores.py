@@ -1,6 +1,6 @@
 """What scores take from training images: fitted on the features of un-augmented ones, in float64, stored in float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,11 +16,29 @@ from model_store.manifest import (
     ScoreSpec,
     VimSpec,
 )
+from model_store.predictor import Scorer
 from model_store.scores import Head, OnePassScore, restore_score
+from training.datasets import ImageSet
 from training.errors import DataError
 
 _ROWS_AT_ONCE = 8192
 """Rows that are float64 at a time."""
+
+
+def fit_scores(
+    specs: Sequence[ScoreSpec], scorer: Scorer, train: ImageSet, head: tuple[Tensor, Tensor]
+) -> tuple[OnePassScore, ...]:
+    """Return the scores that a bundle carries, fitted on its training images as they are, without augmentation.
+
+    The images go through the network once, and only if a score takes anything from them.
+
+    Raises:
+        DataError: the images are not what some score needs.
+    """
+    features = torch.empty(0, head[0].shape[1])
+    if any(needs_fitting(spec) for spec in specs):
+        features = torch.cat([scorer.score(train.subset(rows).images).features for rows in _chunks(len(train))])
+    return tuple(fit_score(spec, features, train.labels[: len(features)], head) for spec in specs)
 
 
 def needs_fitting(spec: ScoreSpec) -> bool:
@@ -161,6 +179,11 @@ def _vim(features: Tensor, head: Head, residual_dimension: int) -> dict[str, Ten
         )
     alpha = torch.tensor(largest / outside, dtype=torch.float32)
     return {"origin": origin.float(), "residual": residual.float().contiguous(), "alpha": alpha}
+
+
+def _chunks(images: int) -> list[NDArray[np.int64]]:
+    """Return the rows of a set in turns, so that one that is a memory map need not be in memory whole."""
+    return np.array_split(np.arange(images), -(-images // _ROWS_AT_ONCE))
 
 
 def _mean(features: Tensor) -> Tensor:

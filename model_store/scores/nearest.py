@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,4 +34,4 @@ class Knn:
         require_features(output.features, self.reference.shape[1])
         unit = F.normalize(output.features, dim=1)
         nearest = (unit @ self.reference.T).topk(self.k, dim=1).indices[:, -1]
-        return -(unit - self.reference[nearest]).norm(dim=1)
+        return -torch.linalg.vector_norm(unit - self.reference[nearest], dim=1)

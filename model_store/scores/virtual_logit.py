@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from model_store.networks.output import NetworkOutput
@@ -32,5 +33,5 @@ class Vim:
     def __call__(self, output: NetworkOutput) -> Tensor:
         """Return float32 (N,)."""
         require_features(output.features, len(self.origin))
-        outside = ((output.features - self.origin) @ self.residual).norm(dim=1)
+        outside = torch.linalg.vector_norm((output.features - self.origin) @ self.residual, dim=1)
         return negative_energy(output.logits) - self.alpha * outside
