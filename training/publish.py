@@ -104,7 +104,9 @@ def draft_bundle(
 ) -> BundleDraft:
     """Put a bundle together; its version is given by the store."""
     golden, files = golden_images(predictor, held_out)
-    stored = {name: score.calibration_scores for name, score in calibrated.scores.items()}
+    stored: dict[str, NDArray[np.float32]] = {
+        name: score.calibration_scores for name, score in calibrated.scores.items()
+    }
     tolerances = {spec.kind: score_tolerance(stored[spec.kind]) for spec in recipe.scores}
     manifest = Manifest(
         name=recipe.name,

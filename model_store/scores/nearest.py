@@ -34,4 +34,5 @@ class Knn:
         require_features(output.features, self.reference.shape[1])
         unit = F.normalize(output.features, dim=1)
         nearest = (unit @ self.reference.T).topk(self.k, dim=1).indices[:, -1]
-        return -torch.linalg.vector_norm(unit - self.reference[nearest], dim=1)
+        distance: Tensor = torch.linalg.vector_norm(unit - self.reference[nearest], dim=1)
+        return -distance

@@ -33,5 +33,5 @@ class Vim:
     def __call__(self, output: NetworkOutput) -> Tensor:
         """Return float32 (N,)."""
         require_features(output.features, len(self.origin))
-        outside = torch.linalg.vector_norm((output.features - self.origin) @ self.residual, dim=1)
+        outside: Tensor = torch.linalg.vector_norm((output.features - self.origin) @ self.residual, dim=1)
         return negative_energy(output.logits) - self.alpha * outside
