@@ -2,6 +2,7 @@
 
 <folder>/weights.safetensors      the network
          calibration.safetensors  the sorted calibration scores, one tensor a score
+         scores.safetensors       what further scores were fitted to, `<score>.<statistic>`; where there is any
          golden/                  encoded images whose outcome is known
          manifest.json            written last: its presence is the commit
 """
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,18 @@ from model_store.errors import (
     IntegrityError,
     ManifestError,
     NetworkMismatchError,
+    ScoreMismatchError,
 )
-from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest, NegativeEnergySpec, ScoreName
 from model_store.networks import build_network
-from model_store.predictor import Predictor, Scorer
+from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.scores import Head, OnePassScore, restore_score
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.safetensors"
+SCORES = "scores.safetensors"
 GOLDEN = "golden"
 
 
@@ -53,6 +57,8 @@ class BundleDraft:
     weights: Mapping[str, Tensor]
     calibration_scores: Mapping[str, NDArray[np.float32]]
     golden: Mapping[str, bytes]
+    statistics: Mapping[ScoreName, Mapping[str, Tensor]] = field(default_factory=dict)
+    """What each further score was fitted to; scores without any may be left out."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,11 @@ class Bundle:
 
 def write_bundle(folder: Path, draft: BundleDraft) -> Manifest:
     """Write a bundle into an empty or new folder, the manifest last; return the manifest as written."""
+    fitted = {f"{name}.{key}": tensor for name, kept in draft.statistics.items() for key, tensor in kept.items()}
     contents = {
-        WEIGHTS: save_tensors({key: value.detach().cpu().contiguous() for key, value in draft.weights.items()}),
+        WEIGHTS: _save_tensors(draft.weights),
         CALIBRATION: save_arrays(dict(draft.calibration_scores)),
+        **({SCORES: _save_tensors(fitted)} if fitted else {}),
         **draft.golden,
     }
     for name, content in contents.items():
@@ -104,9 +112,9 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
     except (ValueError, RecursionError) as err:
         raise ManifestError(f"{path} is not JSON: {err}") from err
     found = fields.get("schema_version") if isinstance(fields, dict) else None
-    if found != SCHEMA_VERSION:
+    if found not in range(1, SCHEMA_VERSION + 1):
         raise ManifestError(
-            f"{path} has schema_version {found!r}; this version of energy-ood reads {SCHEMA_VERSION}: "
+            f"{path} has schema_version {found!r}; this version of energy-ood reads 1 to {SCHEMA_VERSION}: "
             "update energy-ood, or export the bundle again"
         )
     try:
@@ -159,12 +167,16 @@ def load_bundle(
     content = _read_manifest_bytes(folder)
     manifest, sha256 = _parse_manifest(folder / MANIFEST, content), _sha256(content)
     files = read_files(folder, manifest)
-    calibration_scores, threshold = _load_calibration(folder, manifest, files[CALIBRATION])
+    calibrated = _load_calibrations(folder, manifest, files[CALIBRATION])
     network = _load_network(folder, manifest, files.pop(WEIGHTS))
+    scores = {
+        name: CalibratedScore(score, *calibrated[name])
+        for name, score in _load_scores(folder, manifest, files.get(SCORES), Head.of(network)).items()
+    }
 
     def replayed_on(started: Runtime) -> Bundle:
         scorer = Scorer(started, manifest.preprocess, manifest.temperature)
-        bundle = Bundle(manifest, sha256, folder, Predictor(scorer, calibration_scores, threshold))
+        bundle = Bundle(manifest, sha256, folder, Predictor(scorer, scores, manifest.verdict))
         replay_golden(bundle)
         return bundle
 
@@ -176,23 +188,26 @@ def replay_golden(bundle: Bundle) -> None:
     """Send the golden images through the whole path, from encoded bytes to verdict.
 
     Raises:
-        GoldenMismatchError: a class differs, or a negative energy is off by more than the manifest's tolerance.
+        GoldenMismatchError: a class differs, or a score is off by more than the manifest's tolerance for it.
     """
     manifest = bundle.manifest
     try:
         pixels = [images.load((bundle.folder / g.file).read_bytes(), manifest.preprocess) for g in manifest.golden]
-        found = bundle.predictor.predict(np.stack(pixels))
+        found = bundle.predictor.scorer.score(np.stack(pixels))
+        by_score = bundle.predictor.judge_by_all(found)
     except (ImageError, FloatingPointError) as err:
         raise GoldenMismatchError(f"{bundle.folder}: the golden images cannot be replayed: {err}") from err
-    tolerance = manifest.execution.tolerance
+    tolerances = {"negative_energy": manifest.execution.tolerance, **manifest.execution.score_tolerances}
     for row, expected in enumerate(manifest.golden):
-        class_id, negative_energy = int(found.class_id[row]), float(found.negative_energy[row])
-        if class_id != expected.class_id or abs(negative_energy - expected.negative_energy) > tolerance:
-            raise GoldenMismatchError(
-                f"{bundle.folder / expected.file}: class {class_id}, negative energy {negative_energy:.4f}; expected "
-                f"class {expected.class_id}, {expected.negative_energy:.4f} within {tolerance}. Decoder here: "
-                f"{images.DECODER}, of the bundle: {manifest.decoder}"
-            )
+        class_id, wanted = int(found.class_id[row]), {"negative_energy": expected.negative_energy, **expected.scores}
+        for name in manifest.score_names:
+            value = float(by_score[name].value[row])
+            if class_id != expected.class_id or not abs(value - wanted[name]) <= tolerances[name]:
+                raise GoldenMismatchError(
+                    f"{bundle.folder / expected.file}: class {class_id}, {name.replace('_', ' ')} {value:.4f}; "
+                    f"expected class {expected.class_id}, {wanted[name]:.4f} within {tolerances[name]}. Decoder here: "
+                    f"{images.DECODER}, of the bundle: {manifest.decoder}"
+                )
 
 
 def _load_network(folder: Path, manifest: Manifest, content: bytes) -> nn.Module:
@@ -215,24 +230,50 @@ def _tensor_type(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def _load_calibration(folder: Path, manifest: Manifest, content: bytes) -> tuple[NDArray[np.float32], np.float32]:
-    """Return the verdict score's sorted calibration scores and threshold, which must follow from them."""
-    path, spec = folder / CALIBRATION, manifest.calibrations[manifest.verdict]
+def _load_calibrations(
+    folder: Path, manifest: Manifest, content: bytes
+) -> dict[ScoreName, tuple[NDArray[np.float32], np.float32]]:
+    """Return each score's sorted calibration scores and threshold, which must follow from them."""
+    path = folder / CALIBRATION
     try:
         stored = load_arrays(content)
     except SafetensorError as err:
         raise CalibrationError(f"{path}: {err}") from err
-    if manifest.verdict not in stored or stored[manifest.verdict].shape != (spec.n,):
-        shapes = {name: array.shape for name, array in stored.items()}
-        raise CalibrationError(f"{path} holds {shapes}; expected {manifest.verdict} ({spec.n},)")
-    ordered = stored[manifest.verdict]
-    threshold = calibration.threshold(ordered, spec.k)
-    if threshold != np.float32(spec.threshold):
-        raise CalibrationError(
-            f"{folder / MANIFEST}: threshold is {spec.threshold}; k = {spec.k} of the scores in {CALIBRATION} "
-            f"gives {threshold}"
-        )
-    return ordered, threshold
+    wanted: dict[str, tuple[int, ...]] = {name: (spec.n,) for name, spec in manifest.calibrations.items()}
+    shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in stored.items()}
+    if shapes != wanted:
+        expected = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
+        raise CalibrationError(f"{path} holds {shapes}; expected {expected}")
+    found = {}
+    for name, spec in manifest.calibrations.items():
+        threshold = calibration.threshold(stored[name], spec.k)
+        if threshold != np.float32(spec.threshold):
+            raise CalibrationError(
+                f"{folder / MANIFEST}: {name}: threshold is {spec.threshold}; k = {spec.k} of the scores in "
+                f"{CALIBRATION} gives {threshold}"
+            )
+        found[name] = (stored[name], threshold)
+    return found
+
+
+def _load_scores(folder: Path, manifest: Manifest, content: bytes | None, head: Head) -> dict[ScoreName, OnePassScore]:
+    """Return every score of the bundle, negative energy first; what further ones were fitted to must be theirs."""
+    path = folder / SCORES
+    try:
+        stored = {} if content is None else load_tensors(content)
+        scores = {
+            spec.kind: restore_score(spec, _of_score(spec.kind, stored), head)
+            for spec in (NegativeEnergySpec(temperature=manifest.temperature), *manifest.scores)
+        }
+    except (SafetensorError, ScoreMismatchError) as err:
+        raise ScoreMismatchError(f"{path}: {err}") from err
+    if foreign := sorted(key for key in stored if key.partition(".")[0] not in scores):
+        raise ScoreMismatchError(f"{path} holds {', '.join(foreign)}; the bundle's scores are {', '.join(scores)}")
+    return scores
+
+
+def _of_score(name: ScoreName, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in stored.items() if key.startswith(f"{name}.")}
 
 
 def _verified(folder: Path, name: str, entry: FileEntry) -> bytes:
@@ -248,6 +289,10 @@ def _verified(folder: Path, name: str, entry: FileEntry) -> bytes:
     if (found := _sha256(content)) != entry.sha256:
         raise IntegrityError(f"{path} has SHA-256 {found}; expected {entry.sha256}: it was changed after publishing")
     return content
+
+
+def _save_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
 
 
 def _sha256(content: bytes) -> str:

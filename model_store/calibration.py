@@ -1,7 +1,7 @@
-"""Thresholds and p-values from the negative energies of in-distribution images that training never saw.
+"""Thresholds and p-values of one score, negative energy say, from images that training never saw.
 
-One identity holds, whatever the method, for every float32 negative energy s. With s_(k) the k-th smallest of n
-calibration scores, tau = nextafter(s_(k), -inf) and p = (1 + #{s_i <= s}) / (n + 1):
+One identity holds, whatever score and method, for every float32 score s; higher means more in-distribution. With s_(k)
+the k-th smallest of n calibration scores, tau = nextafter(s_(k), -inf) and p = (1 + #{s_i <= s}) / (n + 1):
 
     is_ood  ==  (s <= tau)  ==  (p <= k / (n + 1))
 
@@ -159,40 +159,40 @@ def threshold(sorted_scores: NDArray[np.float32], k: int) -> np.float32:
     return np.float32(tau)
 
 
-def p_values(negative_energy: NDArray[np.float32], sorted_scores: NDArray[np.float32]) -> NDArray[np.float64]:
+def p_values(scores: NDArray[np.float32], sorted_scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the conformal p-values (1 + #{s_i <= s}) / (n + 1), float64 (N,) in [1 / (n + 1), 1].
 
     Args:
-        negative_energy: float32 (N,), not NaN. One NaN refuses the batch, so single it out before.
+        scores: float32 (N,), not NaN. One NaN refuses the batch, so single it out before.
         sorted_scores: float32 (n,), ascending, finite.
 
     Raises:
         CalibrationError: the calibration scores are not sorted or not finite.
-        ValueError: negative_energy is not float32 (N,), or holds NaN.
+        ValueError: scores are not float32 (N,), or hold NaN.
     """
-    _check_negative_energy(negative_energy)
+    _check_scores(scores)
     _check_sorted(sorted_scores)
-    not_above = np.searchsorted(sorted_scores, negative_energy, side="right")
+    not_above = np.searchsorted(sorted_scores, scores, side="right")
     p: NDArray[np.float64] = (1 + not_above) / np.float64(sorted_scores.size + 1)
     return p
 
 
-def is_ood(negative_energy: NDArray[np.float32], tau: np.float32 | float) -> NDArray[np.bool_]:
-    """Return negative_energy <= tau, bool (N,): Liu et al. 2020, Eq. 7.
+def is_ood(scores: NDArray[np.float32], tau: np.float32 | float) -> NDArray[np.bool_]:
+    """Return scores <= tau, bool (N,): Liu et al. 2020, Eq. 7.
 
     Args:
-        negative_energy: float32 (N,), not NaN. One NaN refuses the batch, so single it out before.
+        scores: float32 (N,), not NaN. One NaN refuses the batch, so single it out before.
         tau: from `threshold`; as a Python float it must still be that float32's value.
 
     Raises:
-        ValueError: negative_energy is not float32 (N,) or holds NaN, or tau is not the value of a finite float32.
+        ValueError: scores are not float32 (N,) or hold NaN, or tau is not the value of a finite float32.
     """
-    _check_negative_energy(negative_energy)
-    return negative_energy <= _float32_tau(tau)
+    _check_scores(scores)
+    return scores <= _float32_tau(tau)
 
 
 def histogram_edges(sorted_scores: NDArray[np.float32], tau: np.float32 | float) -> tuple[float, ...]:
-    """Return 20 to 30 finite, strictly increasing bucket edges for negative energies, tau exactly one of them.
+    """Return 20 to 30 finite, strictly increasing bucket edges for a score, tau exactly one of them.
 
     The others are multiples of one round step, from as far below the least score as the scores range (OOD
     images score far lower) to the first at or above the greatest. Where all scores are equal, the range counts as their
@@ -277,10 +277,10 @@ def _check_sorted(scores: NDArray[np.float32]) -> None:
         raise CalibrationError("calibration scores are not ascending and finite; `sorted_scores` makes them so")
 
 
-def _check_negative_energy(negative_energy: NDArray[np.float32]) -> None:
+def _check_scores(scores: NDArray[np.float32]) -> None:
     # A wider float could lie between tau and s_(k), and the two forms of the verdict would part.
-    if negative_energy.dtype != np.float32 or negative_energy.ndim != 1:
-        raise ValueError(f"negative_energy is {negative_energy.dtype} {negative_energy.shape}; it must be float32 (N,)")
-    nans = int(np.count_nonzero(np.isnan(negative_energy)))
+    if scores.dtype != np.float32 or scores.ndim != 1:
+        raise ValueError(f"scores are {scores.dtype} {scores.shape}; they must be float32 (N,)")
+    nans = int(np.count_nonzero(np.isnan(scores)))
     if nans:
-        raise ValueError(f"negative_energy holds {nans} NaN among {negative_energy.size}; no verdict exists for those")
+        raise ValueError(f"scores hold {nans} NaN among {scores.size}; no verdict exists for those")

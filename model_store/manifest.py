@@ -1,11 +1,15 @@
 """The manifest: everything a bundle says about itself, as frozen models that forbid unknown fields."""
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What is written. Version 1 knew one score, negative energy; it is read as it always was."""
+OFFLINE_ONLY = ("odin", "perturbed_mahalanobis")
+"""Scores that no bundle carries and no server gives: they take gradients and a second forward pass."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -89,14 +93,135 @@ class PreprocessSpec(Frozen):
         return self
 
 
+ScoreName = Literal[
+    "negative_energy",
+    "max_softmax",
+    "max_logit",
+    "gen",
+    "react",
+    "scale",
+    "knn",
+    "mahalanobis",
+    "relative_mahalanobis",
+    "vim",
+]
+"""Every score that one forward pass gives; higher means more in-distribution."""
+
+
+class NegativeEnergySpec(Frozen):
+    """T logsumexp(f / T): Liu et al. 2020, Eq. 4."""
+
+    kind: Literal["negative_energy"] = "negative_energy"
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
+
+
+class MaxSoftmaxSpec(Frozen):
+    """The greatest softmax probability: Hendrycks & Gimpel 2017."""
+
+    kind: Literal["max_softmax"] = "max_softmax"
+
+
+class MaxLogitSpec(Frozen):
+    """The greatest logit: Hendrycks et al. 2022."""
+
+    kind: Literal["max_logit"] = "max_logit"
+
+
+class GenSpec(Frozen):
+    """Minus the generalised entropy of the `top_classes` likeliest classes, all if there are fewer: Liu et al. 2023."""
+
+    kind: Literal["gen"] = "gen"
+    gamma: FiniteFloat = Field(default=0.1, gt=0)
+    top_classes: int = Field(default=100, ge=1)
+
+
+class ReactSpec(Frozen):
+    """Negative energy of features cut off at a percentile of the training features: Sun et al. 2021."""
+
+    kind: Literal["react"] = "react"
+    percentile: OpenFraction = 0.9
+
+
+class ScaleSpec(Frozen):
+    """Negative energy of scaled features; those above each image's own percentile set the scale: Xu et al. 2024."""
+
+    kind: Literal["scale"] = "scale"
+    percentile: OpenFraction = 0.85
+
+
+class KnnSpec(Frozen):
+    """Minus the distance to the k-th nearest of `reference_rows` training features of unit length: Sun et al. 2022.
+
+    The rows are drawn by `seed`, each class by its share; all are kept where there are fewer.
+    """
+
+    kind: Literal["knn"] = "knn"
+    k: int = Field(default=50, ge=1)
+    reference_rows: int = Field(default=5000, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _k_is_among_the_rows(self) -> "KnnSpec":
+        if self.k > self.reference_rows:
+            raise ValueError(f"k is {self.k}, above reference_rows = {self.reference_rows}")
+        return self
+
+
+class MahalanobisSpec(Frozen):
+    """Minus the squared distance to the nearest class mean under one covariance: Lee et al. 2018, unperturbed.
+
+    `ridge` times the mean variance of a feature is added to the covariance's diagonal, so that features that never
+    vary leave it invertible.
+    """
+
+    kind: Literal["mahalanobis"] = "mahalanobis"
+    ridge: FiniteFloat = Field(default=1e-6, gt=0)
+
+
+class RelativeMahalanobisSpec(Frozen):
+    """`mahalanobis` plus the squared distance under one Gaussian for all classes: Ren et al. 2021."""
+
+    kind: Literal["relative_mahalanobis"] = "relative_mahalanobis"
+    ridge: FiniteFloat = Field(default=1e-6, gt=0)
+
+
+class VimSpec(Frozen):
+    """Negative energy minus a virtual logit, the norm in the residual space: Wang et al. 2022.
+
+    `residual_dimension` is how many directions that space has; half of the features' by default.
+    """
+
+    kind: Literal["vim"] = "vim"
+    residual_dimension: int | None = Field(default=None, ge=1)
+
+    def residual_of(self, width: int) -> int:
+        """Return the number of directions for features of this width."""
+        return width // 2 if self.residual_dimension is None else self.residual_dimension
+
+
+ScoreSpec = Annotated[
+    NegativeEnergySpec
+    | MaxSoftmaxSpec
+    | MaxLogitSpec
+    | GenSpec
+    | ReactSpec
+    | ScaleSpec
+    | KnnSpec
+    | MahalanobisSpec
+    | RelativeMahalanobisSpec
+    | VimSpec,
+    Field(discriminator="kind"),
+]
+"""A score and its hyperparameters; `kind` is its ScoreName."""
+
+
 class Execution(Frozen):
     """How the network is run, and how far a golden negative energy may stray, in its own units."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     tolerance: float = Field(gt=0, allow_inf_nan=False)
-
-
-ScoreName = Literal["negative_energy"]
+    score_tolerances: dict[ScoreName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """The same for each further score, in its own units."""
 
 
 class Calibration(Frozen):
@@ -122,11 +247,12 @@ class Calibration(Frozen):
 
 
 class GoldenImage(Frozen):
-    """An encoded image in the bundle and what the whole path must make of it."""
+    """An encoded image in the bundle and what the whole path must make of it; `scores` holds the further scores."""
 
     file: str
     class_id: int = Field(ge=0)
     negative_energy: FiniteFloat
+    scores: dict[ScoreName, FiniteFloat] = Field(default_factory=dict)
 
 
 class Detection(Frozen):
@@ -221,9 +347,13 @@ class FileEntry(Frozen):
 
 
 class Manifest(Frozen):
-    """A bundle's own account. Written last: its presence says that every file it names is there."""
+    """A bundle's own account. Written last: its presence says that every file it names is there.
 
-    schema_version: Literal[1] = 1
+    Negative energy, at `temperature`, is a score of every bundle; `scores` are the further ones. Each of them has its
+    own calibration, and `verdict` is the one that p-value and flag are of.
+    """
+
+    schema_version: Literal[1, 2] = 2
     name: BundleName
     version: int = Field(ge=1)
     description: str
@@ -233,6 +363,7 @@ class Manifest(Frozen):
     decoder: str
     execution: Execution
     temperature: float = Field(gt=0, allow_inf_nan=False)
+    scores: tuple[ScoreSpec, ...] = ()
     verdict: ScoreName
     calibrations: dict[ScoreName, Calibration]
     golden: tuple[GoldenImage, ...] = Field(min_length=1)
@@ -261,3 +392,43 @@ class Manifest(Frozen):
             if golden.class_id >= len(self.classes):
                 raise ValueError(f"{golden.file} expects class {golden.class_id} of {len(self.classes)}")
         return self
+
+    @model_validator(mode="after")
+    def _scores_are_whole(self) -> "Manifest":
+        """Hold every further score to a calibration, a tolerance and golden values of its own, and no other to any."""
+        further = further_names(self.scores)
+        if self.schema_version == 1 and further:
+            raise ValueError(f"schema_version 1 knows negative_energy alone; scores holds {', '.join(further)}")
+        if self.calibrations.keys() != {"negative_energy", *further}:
+            raise ValueError(
+                f"calibrations are of {_list(self.calibrations)}; the scores are {_list(self.score_names)}"
+            )
+        stated = {"execution.score_tolerances": self.execution.score_tolerances}
+        stated |= {f"the scores of {golden.file}": golden.scores for golden in self.golden}
+        for what, values in stated.items():
+            if values.keys() != set(further):
+                raise ValueError(f"{what} are of {_list(values)}; the further scores are {_list(further)}")
+        return self
+
+    @property
+    def score_names(self) -> tuple[ScoreName, ...]:
+        """Every score of the bundle, negative energy first."""
+        return ("negative_energy", *(spec.kind for spec in self.scores))
+
+
+def further_names(scores: Iterable[ScoreSpec]) -> tuple[ScoreName, ...]:
+    """Return the names of a bundle's further scores.
+
+    Raises:
+        ValueError: one is there twice, or is negative energy, which every bundle has without being told.
+    """
+    names = tuple(spec.kind for spec in scores)
+    if "negative_energy" in names:
+        raise ValueError("scores holds negative_energy, which every bundle has, at its own temperature; leave it out")
+    if len(set(names)) != len(names):
+        raise ValueError(f"scores holds {_list(names)}; each may be there once")
+    return names
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

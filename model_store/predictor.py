@@ -1,5 +1,6 @@
 """The one path from pixels to verdicts, for training and service alike."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store import calibration, scores
-from model_store.manifest import PreprocessSpec
+from model_store.manifest import PreprocessSpec, ScoreName
 from model_store.networks import NetworkOutput
 from model_store.runtimes import Runtime
+from model_store.scores import OnePassScore
 
 BATCH_SIZE = 256
 """Longer arrays are scored in pieces; enough to fill a device, little memory."""
@@ -30,6 +32,11 @@ class Scores:
     confidence: NDArray[np.float32]
 
     @property
+    def output(self) -> NetworkOutput:
+        """What every score is computed from."""
+        return NetworkOutput(self.logits, self.features)
+
+    @property
     def class_id(self) -> NDArray[np.int64]:
         """The most probable class of each image, int64 (N,)."""
         classes: NDArray[np.int64] = self.logits.argmax(dim=1).numpy()
@@ -41,7 +48,7 @@ class Predictions:
     """Verdicts on N images.
 
     class_id int64 (N,), confidence float32 (N,), negative_energy float32 (N,), p_value float64 (N,) in (0, 1],
-    is_ood bool (N,).
+    is_ood bool (N,). The last two are of the verdict's score, negative energy unless the bundle says otherwise.
     """
 
     class_id: NDArray[np.int64]
@@ -49,6 +56,37 @@ class Predictions:
     negative_energy: NDArray[np.float32]
     p_value: NDArray[np.float64]
     is_ood: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ScoreVerdicts:
+    """What one score says of N images: value float32 (N,), p_value float64 (N,) in (0, 1], is_ood bool (N,)."""
+
+    value: NDArray[np.float32]
+    p_value: NDArray[np.float64]
+    is_ood: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedScore:
+    """A score, its sorted calibration scores float32 (n,) and the threshold that follows from them."""
+
+    score: OnePassScore
+    calibration_scores: NDArray[np.float32]
+    threshold: np.float32
+
+    def judge(self, output: NetworkOutput) -> ScoreVerdicts:
+        """Score N images and judge them: is_ood == (value <= threshold) == (p_value <= k / (n + 1)).
+
+        Raises:
+            ValueError: a score is NaN, so no verdict can be given.
+        """
+        value: NDArray[np.float32] = self.score(output).numpy()
+        return ScoreVerdicts(
+            value=value,
+            p_value=calibration.p_values(value, self.calibration_scores),
+            is_ood=calibration.is_ood(value, self.threshold),
+        )
 
 
 class Scorer:
@@ -76,13 +114,14 @@ class Scorer:
         """Wait for a batch and score it.
 
         Raises:
-            FloatingPointError: logits are not finite, so no verdict can be given.
+            FloatingPointError: logits or features are not finite, so no verdict can be given.
         """
         output = self.runtime.finish(ticket)
-        if not bool(torch.isfinite(output.logits).all()):
-            raise FloatingPointError(
-                f"{self.runtime.name} returned logits that are not finite; the weights are damaged"
-            )
+        for name, tensor in output._asdict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise FloatingPointError(
+                    f"{self.runtime.name} returned {name} that are not finite; the weights are damaged"
+                )
         return self.from_output(output)
 
     def from_output(self, output: NetworkOutput) -> Scores:
@@ -108,12 +147,31 @@ class Scorer:
 
 
 class Predictor:
-    """A scorer and its threshold."""
+    """A scorer and its calibrated scores, one of them the verdict; the others are computed only when asked for."""
 
-    def __init__(self, scorer: Scorer, calibration_scores: NDArray[np.float32], threshold: np.float32) -> None:
+    def __init__(
+        self, scorer: Scorer, scores: Mapping[ScoreName, CalibratedScore], verdict: ScoreName = "negative_energy"
+    ) -> None:
+        """Put them together.
+
+        Args:
+            scorer: what runs the network.
+            scores: all that can be asked for, by name.
+            verdict: the one of them that p-value and flag of a prediction are of.
+        """
         self.scorer = scorer
-        self.calibration_scores = calibration_scores
-        self.threshold = threshold
+        self.scores = scores
+        self.verdict = verdict
+
+    @property
+    def calibration_scores(self) -> NDArray[np.float32]:
+        """The verdict's, sorted, float32 (n,)."""
+        return self.scores[self.verdict].calibration_scores
+
+    @property
+    def threshold(self) -> np.float32:
+        """The verdict's."""
+        return self.scores[self.verdict].threshold
 
     def start(self, images: NDArray[np.uint8]) -> Any:
         """Begin predicting one batch uint8 (N, H, W, 3), N >= 1."""
@@ -124,15 +182,24 @@ class Predictor:
         return self.judge(self.scorer.finish(ticket))
 
     def judge(self, scored: Scores) -> Predictions:
-        """Turn scores into verdicts: is_ood == (negative_energy <= threshold) == (p_value <= k / (n + 1))."""
+        """Turn scores into verdicts: is_ood == (the verdict's score <= threshold) == (p_value <= k / (n + 1))."""
+        found = self.scores[self.verdict].judge(scored.output)
         return Predictions(
             class_id=scored.class_id,
             confidence=scored.confidence,
             negative_energy=scored.negative_energy,
-            p_value=calibration.p_values(scored.negative_energy, self.calibration_scores),
-            is_ood=calibration.is_ood(scored.negative_energy, self.threshold),
+            p_value=found.p_value,
+            is_ood=found.is_ood,
         )
+
+    def judge_by_all(self, scored: Scores) -> dict[ScoreName, ScoreVerdicts]:
+        """Judge by every score, each with its own threshold, from the forward pass that `scored` comes from."""
+        return {name: score.judge(scored.output) for name, score in self.scores.items()}
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Predict N >= 1 images uint8 (N, H, W, 3), in batches."""
         return self.judge(self.scorer.score(images))
+
+    def predict_by_all(self, images: NDArray[np.uint8]) -> dict[ScoreName, ScoreVerdicts]:
+        """Judge N >= 1 images uint8 (N, H, W, 3) by every score, in batches, each image in one forward pass."""
+        return self.judge_by_all(self.scorer.score(images))

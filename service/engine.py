@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.predictor import Predictions
+from model_store.manifest import ScoreName
+from model_store.predictor import Predictions, ScoreVerdicts
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
 from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError, QueueFullError
 from service.metrics import ModelMetrics, Stage
@@ -26,20 +27,36 @@ Health = Literal["ready", "stalled", "died", "closed"]
 log = logging.getLogger(__name__)
 
 
+class Ask(NamedTuple):
+    """One image, and whether every score of it is wanted or the verdict alone."""
+
+    pixels: Pixels
+    all_scores: bool
+
+
+class ScoreVerdict(NamedTuple):
+    """What one score says of one image."""
+
+    value: float
+    p_value: float
+    is_ood: bool
+
+
 class Verdict(NamedTuple):
-    """What a model says of one image."""
+    """What a model says of one image; of its scores each, where that was asked for."""
 
     class_id: int
     confidence: float
     negative_energy: float
     p_value: float
     is_ood: bool
+    scores: Mapping[ScoreName, ScoreVerdict] | None = None
 
 
 class Started(NamedTuple):
     """A batch that the device is working on."""
 
-    batch: Batch[Pixels, Verdict]
+    batch: Batch[Ask, Verdict]
     ticket: Any
     at: float
 
@@ -73,7 +90,7 @@ class Engine:
         self._metrics = metrics
         self._stall_s = stall_s
         self._runtime = bundle.predictor.scorer.runtime
-        self._batcher: Batcher[Pixels, Verdict] = Batcher(
+        self._batcher: Batcher[Ask, Verdict] = Batcher(
             sizes=batch_sizes(max_batch_size), max_items=max_queue_images, on_drop=self._dropped
         )
         self._started: deque[Started] = deque()
@@ -129,7 +146,7 @@ class Engine:
         if self._batcher.depth + images > self._batcher.max_items:
             raise self._full(images)
 
-    async def predict(self, images: Sequence[Pixels], deadline: float) -> Waited[Verdict]:
+    async def predict(self, images: Sequence[Pixels], deadline: float, *, all_scores: bool = False) -> Waited[Verdict]:
         """Queue a request's images and await all of their verdicts.
 
         Cancelling it takes them out of the queue.
@@ -137,6 +154,7 @@ class Engine:
         Args:
             images: uint8 (H, W, 3) each, fitted to the bundle's PreprocessSpec.
             deadline: a `time.monotonic()`; what waits still by then is never run.
+            all_scores: every score of the bundle is wanted, not the verdict alone.
 
         Raises:
             QueueFullError: they do not fit into the queue.
@@ -144,7 +162,7 @@ class Engine:
             DeadlineExceededError: their turn came after the deadline.
         """
         try:
-            future = self._batcher.submit(images, deadline)
+            future = self._batcher.submit([Ask(pixels, all_scores) for pixels in images], deadline)
         except FullError:
             raise self._full(len(images)) from None
         except ClosedError:
@@ -214,19 +232,32 @@ class Engine:
             if batch is None or len(self._started) >= self._runtime.in_flight:
                 self._finish(self._started.popleft())
 
-    def _start(self, batch: Batch[Pixels, Verdict]) -> None:
+    def _start(self, batch: Batch[Ask, Verdict]) -> None:
         at = time.monotonic()
         self._busy_since = self._busy_since or at
-        ticket = self.bundle.predictor.start(np.stack(batch.items))
+        ticket = self.bundle.predictor.start(np.stack([ask.pixels for ask in batch.items]))
         self._started.append(Started(batch, ticket, at))
 
     def _finish(self, started: Started) -> None:
-        predictions = self.bundle.predictor.finish(started.ticket)
+        found = self._judge(started)
         forward_s = time.monotonic() - started.at
         self._busy_since = self._started[0].at if self._started else None
         self._image_s = 0.9 * self._image_s + 0.1 * forward_s / len(started.batch)
         self._metrics.batch(len(started.batch), forward_s)
-        self._batcher.finish(started.batch, verdicts(predictions), forward_s)
+        self._batcher.finish(started.batch, found, forward_s)
+
+    def _judge(self, started: Started) -> list[Verdict]:
+        """Wait for a batch and judge it, by every score if one of its images wants that."""
+        predictor, asked = self.bundle.predictor, [ask.all_scores for ask in started.batch.items]
+        scored = predictor.scorer.finish(started.ticket)
+        found = verdicts(predictor.judge(scored))
+        if not any(asked):
+            return found
+        by_image = score_verdicts(predictor.judge_by_all(scored))
+        return [
+            verdict._replace(scores=scores) if wanted else verdict
+            for verdict, scores, wanted in zip(found, by_image, asked, strict=True)
+        ]
 
 
 def verdicts(predictions: Predictions) -> list[Verdict]:
@@ -239,3 +270,12 @@ def verdicts(predictions: Predictions) -> list[Verdict]:
         predictions.is_ood,
     )
     return [Verdict(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def score_verdicts(by_score: Mapping[ScoreName, ScoreVerdicts]) -> list[dict[ScoreName, ScoreVerdict]]:
+    """Split what each score says of N images into what all of them say of each image."""
+    columns = {
+        name: [ScoreVerdict(*row) for row in zip(*(c.tolist() for c in (v.value, v.p_value, v.is_ood)), strict=True)]
+        for name, v in by_score.items()
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

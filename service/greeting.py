@@ -12,9 +12,10 @@ def greeting(models: Models, listener: socket.socket, *, closed: bool) -> str:
     url = address(listener)
     lines = [f"energy-ood {model_store.__version__} on {url}"]
     for engine in models.engines:
-        calibration = engine.bundle.manifest.calibrations[engine.bundle.manifest.verdict]
+        verdict = engine.bundle.manifest.verdict
+        calibration = engine.bundle.manifest.calibrations[verdict]
         lines.append(
-            f"  {engine.name}  flags negative energy <= {calibration.threshold:.4f} "
+            f"  {engine.name}  flags {verdict.replace('_', ' ')} <= {calibration.threshold:.4f} "
             f"(alpha {100 * calibration.alpha:g} %)  {engine.runtime_name}"
         )
     lines += [f"  {failed.ref}  not loaded: {failed.reason}" for failed in models.failed]

@@ -118,7 +118,7 @@ class Metrics:
         self.batch_images = self._histogram("ood_batch_images", "Images in a batch.", MODEL_LABELS, BATCH_EDGES)
         self.queue_images = self._gauge("ood_queue_images", "Images that wait for a model.", MODEL_LABELS)
         self.threshold = self._gauge(
-            "ood_threshold", "Images at or below this negative energy are flagged.", MODEL_LABELS
+            "ood_threshold", "Images whose verdict score is at or below this are flagged.", MODEL_LABELS
         )
         self.model_up = self._gauge(
             "ood_model_up", "1 if the model answers, 0 if it failed to load or died.", MODEL_LABELS
@@ -127,7 +127,7 @@ class Metrics:
         self.build_info = self._gauge("ood_build_info", "1; what serves.", ("version", "python", "torch"))
         self.pending_bytes = self._gauge("ood_pending_bytes", "Bytes of request bodies held.", ())
         self.p_value = ScoreHistogram("ood_p_value", "Conformal p-values; flat on in-distribution traffic.")
-        self.negative_energy = ScoreHistogram("ood_negative_energy", "Negative energies; the threshold is an edge.")
+        self.negative_energy = ScoreHistogram("ood_negative_energy", "Negative energies; their threshold is an edge.")
         self.registry.register(self.p_value)
         self.registry.register(self.negative_energy)
         self.build_info.labels(model_store.__version__, platform.python_version(), torch.__version__).set(1)
@@ -175,7 +175,8 @@ class ModelMetrics:
         self._batch_seconds = metrics.batch_seconds.labels(*self._labels)
         self._batch_images = metrics.batch_images.labels(*self._labels)
         self._p_value = metrics.p_value.add(self._labels, P_VALUE_EDGES)
-        self._negative_energy = metrics.negative_energy.add(self._labels, calibration.histogram_edges)
+        energy_edges = manifest.calibrations["negative_energy"].histogram_edges
+        self._negative_energy = metrics.negative_energy.add(self._labels, energy_edges)
         metrics.threshold.labels(*self._labels).set(calibration.threshold)
 
     def loaded(self, sha256: str, runtime: str, up: Callable[[], bool]) -> None:

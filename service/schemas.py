@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model_store.manifest import ScoreName
+
 
 class Reply(BaseModel):
     """Frozen; unknown fields are an error."""
@@ -19,6 +21,14 @@ class ModelName(Reply):
     sha256: str = Field(description="SHA-256 of the bundle's manifest, which names that of every other file.")
 
 
+class ScorePrediction(Reply):
+    """What one score says of an image; higher is more in-distribution."""
+
+    value: float
+    p_value: float = Field(description="Share of in-distribution images whose score is at most this value, in (0, 1].")
+    is_ood: bool = Field(description="value <= the score's own threshold.")
+
+
 class Prediction(Reply):
     """The verdict on one image."""
 
@@ -27,7 +37,12 @@ class Prediction(Reply):
     confidence: float = Field(description="The greatest softmax probability, in (0, 1].")
     negative_energy: float = Field(description="T logsumexp(logits / T); higher is more in-distribution.")
     p_value: float = Field(description="Share of in-distribution images that score at most this, in (0, 1].")
-    is_ood: bool = Field(description="negative_energy <= threshold: the class is not to be trusted.")
+    is_ood: bool = Field(
+        description="The verdict's score, negative_energy by default, is <= threshold: the class is not to be trusted."
+    )
+    scores: dict[ScoreName, ScorePrediction] | None = Field(
+        default=None, description="With scores=all alone: every score of the bundle, from the same forward pass."
+    )
 
 
 class Timing(Reply):
@@ -43,7 +58,15 @@ class PredictReply(Reply):
     """The verdicts on a request's images, in their order."""
 
     model: ModelName
-    threshold: float
+    threshold: float = Field(description="The verdict's.")
+    verdict: ScoreName | None = Field(
+        default=None,
+        description="The score that p_value and is_ood are of; left out where it is negative_energy and scores=all was "
+        "not asked for.",
+    )
+    thresholds: dict[ScoreName, float] | None = Field(
+        default=None, description="With scores=all alone: that of each score."
+    )
     predictions: list[Prediction]
     timing_ms: Timing
     request_id: str
@@ -83,7 +106,11 @@ class ServedModel(Reply):
     runtime: str | None = None
     classes: list[str] | None = None
     input: str | None = Field(default=None, description="What images are fitted to.")
-    threshold: float | None = None
+    verdict: ScoreName | None = Field(default=None, description="The score that p_value and is_ood are of.")
+    threshold: float | None = Field(default=None, description="The verdict's.")
+    thresholds: dict[ScoreName, float] | None = Field(
+        default=None, description="That of each score; scores=all gives all of them."
+    )
     alpha: float | None = Field(default=None, description="The false-flag rate that the threshold was set for.")
     method: str | None = None
 

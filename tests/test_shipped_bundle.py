@@ -84,7 +84,7 @@ def test_shipped_figures_are_measured_again_from_the_shipped_files(
     scores = score_sets(predictor.scorer, sets, silent)
     assert manifest.evaluation is not None
     expected, served = manifest.evaluation.fine_tuned, manifest.evaluation.served
-    found = evaluate_network(scores, sets.test.labels, predictor.threshold, recipe.evaluate.draws, recipe.seed)
+    found = evaluate_network(scores, sets.test.labels, predictor, recipe.evaluate.draws, recipe.seed)
     assert found.test_error == pytest.approx(expected.test_error, abs=0.05)
     for name, ood in expected.ood.items():
         assert found.ood[name].missed == pytest.approx(ood.missed, abs=0.2), name

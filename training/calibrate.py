@@ -1,5 +1,6 @@
-"""Stage 3: the threshold, from images that training did not see."""
+"""Stage 3: a threshold for every score, from images that training did not see."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from numpy.typing import NDArray
 
 from model_store import calibration
 from model_store.errors import CalibrationError
-from model_store.manifest import Calibration
-from model_store.predictor import Predictor, Scorer
+from model_store.manifest import Calibration, ScoreName
+from model_store.predictor import CalibratedScore, Predictor, Scorer
+from model_store.scores import NegativeEnergy, OnePassScore
 from training.config import CalibrateSpec
 from training.datasets import ImageSet
 from training.errors import DataError
@@ -18,14 +20,20 @@ from training.run_folder import write_json
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A threshold and the sorted calibration scores float32 (n,) that it is one of."""
+    """Every score with its threshold, negative energy first; where those come from; which score is the verdict."""
 
-    spec: Calibration
-    scores: NDArray[np.float32]
+    verdict: ScoreName
+    scores: Mapping[ScoreName, CalibratedScore]
+    specs: Mapping[ScoreName, Calibration]
+
+    @property
+    def spec(self) -> Calibration:
+        """The verdict's."""
+        return self.specs[self.verdict]
 
     def predictor(self, scorer: Scorer) -> Predictor:
-        """Return `scorer` with this threshold."""
-        return Predictor(scorer, self.scores, np.float32(self.spec.threshold))
+        """Return `scorer` with these scores and thresholds."""
+        return Predictor(scorer, self.scores, self.verdict)
 
 
 def choose_rank(spec: CalibrateSpec, held_out_images: int) -> int:
@@ -40,24 +48,40 @@ def choose_rank(spec: CalibrateSpec, held_out_images: int) -> int:
         raise DataError(f"{err}; raise data.calibration_images or calibrate.alpha in the recipe") from err
 
 
-def calibrate(spec: CalibrateSpec, scorer: Scorer, held_out: ImageSet, folder: Path) -> Calibrated:
-    """Score the held-out images and set the threshold; write `calibration.json` for the reader.
+def calibrate(
+    spec: CalibrateSpec, scorer: Scorer, held_out: ImageSet, folder: Path, further: Sequence[OnePassScore] = ()
+) -> Calibrated:
+    """Score the held-out images and set every score's threshold; write `calibration.json` for the reader.
+
+    further: the bundle's scores beside negative energy, fitted.
 
     Raises:
-        DataError: too few images for the method and alpha asked for.
+        DataError: too few images for the method and alpha asked for, or a score of theirs is not finite.
     """
-    scores = calibration.sorted_scores(scorer.score(held_out.images).negative_energy)
-    k = choose_rank(spec, len(scores))
-    threshold = calibration.threshold(scores, k)
-    result = Calibration(
+    scored = scorer.score(held_out.images)
+    k = choose_rank(spec, len(held_out))
+    scores: dict[ScoreName, CalibratedScore] = {}
+    specs: dict[ScoreName, Calibration] = {}
+    for score in (NegativeEnergy(scorer.temperature), *further):
+        try:
+            values = calibration.sorted_scores(score(scored.output).numpy())
+        except CalibrationError as err:
+            raise DataError(f"{score.name} of the held-out images: {err}") from err
+        scores[score.name] = CalibratedScore(score, values, calibration.threshold(values, k))
+        specs[score.name] = _calibration(spec, values, k, scores[score.name].threshold)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: result.model_dump() for name, result in specs.items()}
+    write_json(folder / "calibration.json", {"verdict": spec.verdict, "calibrations": found})
+    return Calibrated(spec.verdict, scores, specs)
+
+
+def _calibration(spec: CalibrateSpec, values: NDArray[np.float32], k: int, threshold: np.float32) -> Calibration:
+    return Calibration(
         method=spec.method,
         alpha=spec.alpha,
         delta=spec.delta,
-        n=len(scores),
+        n=len(values),
         k=k,
         threshold=float(threshold),
-        histogram_edges=calibration.histogram_edges(scores, threshold),
+        histogram_edges=calibration.histogram_edges(values, threshold),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "calibration.json", result.model_dump())
-    return Calibrated(result, scores)

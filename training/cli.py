@@ -103,12 +103,16 @@ def finetune(
 def calibrate(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
-    """Set the threshold on the held-out images."""
+    """Set every score's threshold on the held-out images."""
     with _opened(recipe, data, run_folder, device) as opened:
-        spec = opened.calibrate().spec
+        calibrated = opened.calibrate()
+    spec = calibrated.spec
     typer.echo(
-        f"flags negative_energy <= {spec.threshold:.4f}: {spec.method}, alpha {spec.alpha}, k {spec.k} of {spec.n}"
+        f"flags {calibrated.verdict} <= {spec.threshold:.4f}: {spec.method}, alpha {spec.alpha}, k {spec.k} of {spec.n}"
     )
+    for name, further in calibrated.specs.items():
+        if name != calibrated.verdict:
+            typer.echo(f"on request {name} <= {further.threshold:.4f}")
 
 
 @app.command()

@@ -10,7 +10,18 @@ import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from model_store.manifest import BundleName, Fraction, Frozen, NetworkSpec, OpenFraction, PreprocessSpec
+from model_store.manifest import (
+    OFFLINE_ONLY,
+    BundleName,
+    Fraction,
+    Frozen,
+    NetworkSpec,
+    OpenFraction,
+    PreprocessSpec,
+    ScoreName,
+    ScoreSpec,
+    further_names,
+)
 from model_store.networks import build_network
 from training.errors import RecipeError
 from training.synthetic_outliers import KINDS
@@ -269,12 +280,14 @@ class ExecutionSpec(Frozen):
 
 
 class CalibrateSpec(Frozen):
-    """How the threshold is set on the held-out images' negative energies."""
+    """How every score's threshold is set on the held-out images, and which score the flag is of."""
 
     method: Literal["empirical", "conformal", "pac"] = "conformal"
     alpha: OpenFraction = 0.05
     delta: OpenFraction | None = None
     temperature: FiniteFloat = Field(default=1.0, gt=0)
+    """Of negative energy."""
+    verdict: ScoreName = "negative_energy"
 
     @model_validator(mode="after")
     def _delta_is_the_pac_methods(self) -> "CalibrateSpec":
@@ -306,6 +319,8 @@ class Recipe(Frozen):
     start: str | None = None
     """A published bundle, `name@version`, whose network training begins with instead of one from scratch."""
     finetune: FinetuneSpec
+    scores: tuple[ScoreSpec, ...] = ()
+    """What the bundle carries beside negative energy."""
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
 
@@ -315,6 +330,27 @@ class Recipe(Frozen):
         if start is not None and not re.fullmatch(r"[^@]+@[1-9][0-9]*", start):
             raise ValueError(f"start is {start!r}; name a bundle and its version, as in cifar10@1")
         return start
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _scores_take_one_pass(cls, scores: Any) -> Any:
+        for spec in scores if isinstance(scores, list | tuple) else ():
+            if isinstance(spec, dict) and spec.get("kind") in OFFLINE_ONLY:
+                raise ValueError(
+                    f"{spec['kind']} is offline only: it takes gradients and a second forward pass, which no bundle "
+                    "does; leave it out"
+                )
+        return scores
+
+    @model_validator(mode="after")
+    def _verdict_is_a_score(self) -> "Recipe":
+        names = ("negative_energy", *further_names(self.scores))
+        if self.calibrate.verdict not in names:
+            raise ValueError(
+                f"calibrate.verdict is {self.calibrate.verdict!r}; the recipe's scores are {', '.join(names)}: add a "
+                "table [[scores]] of that kind"
+            )
+        return self
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "Recipe":

@@ -70,20 +70,21 @@ def score_sets(scorer: Scorer, sets: TestSets, say: Say) -> NetworkScores:
 
 
 def evaluate_network(
-    scores: NetworkScores, labels: NDArray[np.int64], threshold: np.float32 | None, draws: int, seed: int
+    scores: NetworkScores, labels: NDArray[np.int64], predictor: Predictor | None, draws: int, seed: int
 ) -> NetworkEvaluation:
     """Compare the test scores with each OOD set's, averaged over seeded draws of 2,000 OOD images.
 
-    labels: int64 (N,) of the test images. threshold: the served one, if there is one, for the share missed.
+    labels: int64 (N,) of the test images. predictor: the network with its thresholds, if it has any, for the share
+    missed by its verdict.
     """
     correct = scores.test.class_id == labels
     return NetworkEvaluation(
         test_error=_percent(~correct),
-        ood={name: _evaluate_set(scores.test, ood, threshold, draws, seed) for name, ood in scores.ood.items()},
+        ood={name: _evaluate_set(scores.test, ood, predictor, draws, seed) for name, ood in scores.ood.items()},
     )
 
 
-def _evaluate_set(test: Scores, ood: Scores, threshold: np.float32 | None, draws: int, seed: int) -> OodSetEvaluation:
+def _evaluate_set(test: Scores, ood: Scores, predictor: Predictor | None, draws: int, seed: int) -> OodSetEvaluation:
     def detection(test_scores: NDArray[np.float32], ood_scores: NDArray[np.float32]) -> Detection:
         metrics = resampled_metrics(
             in_distribution=test_scores,
@@ -101,7 +102,7 @@ def _evaluate_set(test: Scores, ood: Scores, threshold: np.float32 | None, draws
         drawn=min(OOD_IMAGES, len(ood.negative_energy)),
         softmax=detection(test.confidence, ood.confidence),
         energy=detection(test.negative_energy, ood.negative_energy),
-        missed=None if threshold is None else _percent(ood.negative_energy > threshold),
+        missed=None if predictor is None else _percent(~predictor.judge(ood).is_ood),
     )
 
 
@@ -120,11 +121,10 @@ def evaluate(
     untuned: the classifier before fine-tuning, for comparison. predictor: the fine-tuned network with its threshold.
     """
     labels = sets.test.labels
-    threshold = None if predictor is None else predictor.threshold
     return Evaluation(
         test_images=len(sets.test),
         far_ood=tuple(sets.far_ood),
-        fine_tuned=evaluate_network(fine_tuned, labels, threshold, draws, seed),
+        fine_tuned=evaluate_network(fine_tuned, labels, predictor, draws, seed),
         untuned=None if untuned is None else evaluate_network(untuned, labels, None, draws, seed),
         served={} if predictor is None else _served(predictor, sets.test, fine_tuned.test, say),
         odd_inputs={} if predictor is None else _odd_inputs(predictor, seed, say),

@@ -15,6 +15,7 @@ from model_store.manifest import Evaluation
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
+from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
 from training.calibrate import Calibrated, calibrate, choose_rank
@@ -30,6 +31,7 @@ from training.datasets import (
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
+from training.fit_scores import fit_scores, require_fittable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
@@ -83,13 +85,18 @@ class Run:
         """Read every set and see whether each can play its role, before hours go into training.
 
         Raises:
-            DataError: a set is missing or unfit, sets differ in encoding, or there are too few calibration images.
+            DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to calibrate on
+                or to fit a score on.
         """
         require_one_encoding(list(self._sets_by_role().values()))
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
         if self._selects_margins:
             split_validation(self._train_set, self.recipe.selection.validation_images, self.recipe.seed)
+        with torch.device("meta"):
+            width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
+        for spec in self.recipe.scores:
+            require_fittable(spec, len(self._train_set), width)
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a published network; or take that as it is."""
@@ -132,7 +139,7 @@ class Run:
         )
 
     def calibrate(self) -> Calibrated:
-        """Set the threshold of the fine-tuned network on the held-out images.
+        """Fit the recipe's scores to the fine-tuned network and set every threshold on the held-out images.
 
         Raises:
             RecipeError: the recipe holds out none.
@@ -143,7 +150,9 @@ class Run:
                 "set data.calibration_images, 5000 say"
             )
         self.say("calibrating")
-        return calibrate(self.recipe.calibrate, self._scorer(FINETUNE), self._split[1], self.folder / CALIBRATE)
+        scorer, head = self._scorer(FINETUNE), Head.of(self._network(FINETUNE))
+        further = fit_scores(self.recipe.scores, scorer, self._train_set, head)
+        return calibrate(self.recipe.calibrate, scorer, self._split[1], self.folder / CALIBRATE, further)
 
     def evaluate(self) -> Evaluation:
         """Measure the fine-tuned network beside the classifier it came from; write figures, tables and plot.
@@ -269,6 +278,7 @@ class Run:
             **self._inputs(FINETUNE),
             "fine-tuned": weights_sha256(self.folder / FINETUNE),
             "calibrate": self.recipe.calibrate.model_dump(),
+            "scores": {spec.kind: spec.model_dump(exclude={"kind"}) for spec in self.recipe.scores},
             "evaluate": self.recipe.evaluate.model_dump(),
             "sets": self._fingerprints(),
             "far_ood": list(self.test_sets.far_ood),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 import model_store
@@ -24,11 +25,12 @@ from training.calibrate import Calibrated
 from training.config import Recipe
 from training.datasets import ImageSet
 
-VERDICT = "negative_energy"
 GOLDEN_IMAGES = 12
 """At most: they travel with the bundle and are replayed at every start."""
 TOLERANCE = 0.02
 """Float32 on other processors and compilers moves energies of 5 to 25 by some 1e-5; another decoder, by tenths."""
+TOLERANCE_OF_RANGE, TOLERANCE_OF_MAGNITUDE, LEAST_TOLERANCE = 1e-3, 1e-4, 1e-6
+"""Of further scores, whose units are their own: the shares of the held-out images' scores that they may stray by."""
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
 
@@ -38,6 +40,7 @@ def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[Golde
     By turns they are stored as PNG, as JPEG and as an enlarged photograph, so that the decoder is held to account.
     """
     scores = predictor.scorer.score(held_out.images)
+    further = [name for name in predictor.scores if name != "negative_energy"]
     spec, files = predictor.scorer.preprocess, {}
     for label in np.unique(held_out.labels)[:GOLDEN_IMAGES].tolist():
         members = np.flatnonzero(held_out.labels == label)
@@ -50,14 +53,25 @@ def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[Golde
             case _:
                 shorter_side = 3 * min(spec.height, spec.width)
                 files[f"{GOLDEN}/{label:03d}-enlarged.jpg"] = encode.enlarged_jpeg(image, shorter_side, quality=90)
-    predictions = predictor.predict(np.stack([images.load(file, spec) for file in files.values()]))
+    scored = predictor.scorer.score(np.stack([images.load(file, spec) for file in files.values()]))
+    by_score = predictor.judge_by_all(scored)
     golden = tuple(
-        GoldenImage(file=file, class_id=int(class_id), negative_energy=round(float(negative_energy), 5))
-        for file, class_id, negative_energy in zip(
-            files, predictions.class_id, predictions.negative_energy, strict=True
+        GoldenImage(
+            file=file,
+            class_id=int(scored.class_id[row]),
+            negative_energy=round(float(scored.negative_energy[row]), 5),
+            scores={name: float(f"{by_score[name].value[row]:.7g}") for name in further},
         )
+        for row, file in enumerate(files)
     )
     return golden, files
+
+
+def score_tolerance(calibration_scores: NDArray[np.float32]) -> float:
+    """Return how far a golden image may stray in a score with these scores of the held-out images, in its units."""
+    spread = float(calibration_scores.max() - calibration_scores.min())
+    magnitude = float(np.abs(calibration_scores).max())
+    return max(TOLERANCE_OF_RANGE * spread, TOLERANCE_OF_MAGNITUDE * magnitude, LEAST_TOLERANCE)
 
 
 def provenance(
@@ -90,6 +104,10 @@ def draft_bundle(
 ) -> BundleDraft:
     """Put a bundle together; its version is given by the store."""
     golden, files = golden_images(predictor, held_out)
+    stored: dict[str, NDArray[np.float32]] = {
+        name: score.calibration_scores for name, score in calibrated.scores.items()
+    }
+    tolerances = {spec.kind: score_tolerance(stored[spec.kind]) for spec in recipe.scores}
     manifest = Manifest(
         name=recipe.name,
         version=1,
@@ -98,16 +116,18 @@ def draft_bundle(
         classes=held_out.classes,
         preprocess=recipe.preprocess,
         decoder=images.DECODER,
-        execution=Execution(precision="float32", tolerance=TOLERANCE),
+        execution=Execution(precision="float32", tolerance=TOLERANCE, score_tolerances=tolerances),
         temperature=recipe.calibrate.temperature,
-        verdict=VERDICT,
-        calibrations={VERDICT: calibrated.spec},
+        scores=recipe.scores,
+        verdict=calibrated.verdict,
+        calibrations=dict(calibrated.specs),
         golden=golden,
         evaluation=evaluation,
         provenance=origin,
         files={},
     )
-    return BundleDraft(manifest, network.state_dict(), {VERDICT: calibrated.scores}, files)
+    statistics = {name: score.score.statistics for name, score in calibrated.scores.items()}
+    return BundleDraft(manifest, network.state_dict(), stored, files, statistics)
 
 
 def publish(store: Store, draft: BundleDraft) -> Path:

@@ -103,7 +103,9 @@ def model_card(bundle: Bundle) -> str:
         notes=_notes(manifest.name),
         n=f"{calibration.n:,}",
         k=calibration.k,
+        verdict=_words(manifest.verdict),
         threshold=f"{calibration.threshold:.4f}",
+        further=_further(manifest),
         data=_data_table(manifest),
         tables=detection_table(manifest.evaluation) + "\n\n" + tables(manifest.evaluation)
         if manifest.evaluation
@@ -192,6 +194,19 @@ def _promise(calibration: Calibration) -> str:
             )
         case "empirical":
             return "It is the plain quantile of those images and promises nothing for others."
+
+
+def _further(manifest: Manifest) -> str:
+    """Return a list item on the scores beside the verdict, or nothing if there are none."""
+    others = [name for name in manifest.score_names if name != manifest.verdict]
+    if not others:
+        return ""
+    thresholds = ", ".join(f"{_words(name)} <= {manifest.calibrations[name].threshold:.4f}" for name in others)
+    return f"\n- Further scores, from the same forward pass and calibrated alike: {thresholds}."
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _notes(name: str) -> str:

@@ -25,6 +25,14 @@ PREDICT_BODY: dict[str, Any] = {
     },
     "parameters": [
         {
+            "name": "scores",
+            "in": "query",
+            "required": False,
+            "description": "`all` adds every score of the bundle to each prediction, with p-value and flag, from the "
+            "same forward pass. ODIN and Mahalanobis with perturbed input are offline only.",
+            "schema": {"type": "string", "enum": ["all"]},
+        },
+        {
             "name": "X-Deadline-Ms",
             "in": "header",
             "required": False,

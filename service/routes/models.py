@@ -78,7 +78,9 @@ def _describe(entry: Engine | FailedModel, *, default: bool) -> ServedModel:
         runtime=entry.runtime_name,
         classes=list(manifest.classes),
         input=f"{manifest.preprocess.height} x {manifest.preprocess.width} pixels, RGB",
+        verdict=manifest.verdict,
         threshold=calibration.threshold,
+        thresholds={name: manifest.calibrations[name].threshold for name in manifest.score_names},
         alpha=calibration.alpha,
         method=calibration.method,
     )

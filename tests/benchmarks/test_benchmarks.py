@@ -70,7 +70,10 @@ def test_served_verdicts_fail_where_one_image_is_judged_by_another_threshold(
     predictor = bundle.predictor
     scores = predictor.predict(labelled.images).negative_energy
     spared = np.sort(scores[scores > predictor.threshold])[0]  # the least of those that are not flagged
-    stricter = Predictor(predictor.scorer, predictor.calibration_scores, np.nextafter(spared, np.float32(np.inf)))
+    energy = dataclasses.replace(
+        predictor.scores["negative_energy"], threshold=np.nextafter(spared, np.float32(np.inf))
+    )
+    stricter = Predictor(predictor.scorer, {"negative_energy": energy})
     assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=stricter), [labelled]) == 1
     assert "1 of 100 verdicts differ" in capsys.readouterr().out
 
@@ -86,7 +89,7 @@ def test_served_verdicts_fail_where_the_offline_side_sees_other_pixels(
     server: RunningServer, bundle: Bundle, labelled: ImageSet
 ) -> None:
     predictor = bundle.predictor
-    mirrored = Mirrored(predictor.scorer, predictor.calibration_scores, predictor.threshold)
+    mirrored = Mirrored(predictor.scorer, predictor.scores)
     assert served_verdicts.check(server.url, dataclasses.replace(bundle, predictor=mirrored), [labelled]) == 1
 
 

@@ -1,5 +1,6 @@
 """A small bundle of an untrained network: whole in every part, made in a second."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,41 @@ from model_store.bundle import BundleDraft
 from model_store.manifest import (
     Calibration,
     Execution,
+    GenSpec,
     GoldenImage,
     ImageSetRecord,
+    KnnSpec,
+    MahalanobisSpec,
     Manifest,
+    MaxLogitSpec,
+    MaxSoftmaxSpec,
     PreprocessSpec,
     Provenance,
+    ReactSpec,
+    RelativeMahalanobisSpec,
+    ScaleSpec,
+    ScoreSpec,
+    VimSpec,
     WideResNetSpec,
 )
 from model_store.networks import build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
+from model_store.scores import Head
 from model_store.store import Store
+from training.fit_scores import fit_score
 
+FURTHER: tuple[ScoreSpec, ...] = (
+    MaxSoftmaxSpec(),
+    MaxLogitSpec(),
+    GenSpec(),
+    ReactSpec(),
+    ScaleSpec(),
+    KnnSpec(k=5, reference_rows=60),
+    MahalanobisSpec(ridge=1e-4),
+    RelativeMahalanobisSpec(ridge=1e-4),
+    VimSpec(),
+)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -124,3 +148,43 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def bundle_folder(store: Store, draft: BundleDraft) -> Path:
     return store.publish(draft)
+
+
+@pytest.fixture(scope="session")
+def scored_draft(draft: BundleDraft, network: torch.nn.Module, scorer: Scorer, image_sets: Path) -> BundleDraft:
+    """The same bundle with every further score, fitted on half of the training images, calibrated on the others."""
+    files = sorted((image_sets / "cifar10" / "train").rglob("*.png"))
+    scored = scorer.score(np.stack([images.load(file.read_bytes(), scorer.preprocess) for file in files]))
+    labels = torch.tensor([CLASSES.index(file.parent.name) for file in files])
+    fitted = [fit_score(spec, scored.features[::2], labels[::2], Head.of(network)) for spec in FURTHER]
+    held_out = {score.name: calibration.sorted_scores(score(scored.output).numpy()[1::2]) for score in fitted}
+    calibrations = {
+        name: Calibration(
+            method="conformal",
+            alpha=0.1,
+            n=len(values),
+            k=10,
+            threshold=float(calibration.threshold(values, 10)),
+            histogram_edges=calibration.histogram_edges(values, calibration.threshold(values, 10)),
+        )
+        for name, values in held_out.items()
+    }
+    golden = tuple(
+        image.model_copy(update={"scores": {score.name: float(score(scored.output)[row]) for score in fitted}})
+        for row, image in enumerate(draft.manifest.golden)
+    )
+    tolerances = {name: 0.001 * float(values[-1] - values[0]) for name, values in held_out.items()}
+    manifest = draft.manifest.model_copy(
+        update={
+            "scores": FURTHER,
+            "calibrations": draft.manifest.calibrations | calibrations,
+            "golden": golden,
+            "execution": draft.manifest.execution.model_copy(update={"score_tolerances": tolerances}),
+        }
+    )
+    return replace(
+        draft,
+        manifest=Manifest.model_validate(manifest.model_dump()),
+        calibration_scores=draft.calibration_scores | held_out,
+        statistics={score.name: score.statistics for score in fitted},
+    )

@@ -312,10 +312,10 @@ def test_the_three_forms_of_the_verdict_are_one(case: tuple[list[float], int, li
 @pytest.mark.parametrize(
     ("energies", "message"),
     [
-        (float32(1, np.nan, np.nan), "negative_energy holds 2 NaN among 3"),
-        (np.array([1.0]), r"negative_energy is float64 \(1,\); it must be float32 \(N,\)"),
-        (np.zeros((1, 1), dtype=np.float32), r"negative_energy is float32 \(1, 1\)"),
-        (np.float32(1), r"negative_energy is float32 \(\)"),
+        (float32(1, np.nan, np.nan), "scores hold 2 NaN among 3"),
+        (np.array([1.0]), r"scores are float64 \(1,\); they must be float32 \(N,\)"),
+        (np.zeros((1, 1), dtype=np.float32), r"scores are float32 \(1, 1\)"),
+        (np.float32(1), r"scores are float32 \(\)"),
     ],
 )
 def test_unfit_energies_are_refused(energies: np.ndarray, message: str) -> None:

@@ -9,17 +9,29 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 from live import BUNDLE, SERVE, Gate, Process, Running, running
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
 
 import service.models
 from model_store import calibration
-from model_store.bundle import load_bundle
+from model_store.bundle import WEIGHTS, load_bundle
+from model_store.manifest import ScoreName
+from model_store.networks import build_network
+from model_store.scores import Head
+from model_store.store import Store
 from service.settings import Settings
+from training.calibrate import calibrate
+from training.config import Recipe
+from training.datasets import load_set
+from training.fit_scores import fit_scores
+from training.publish import draft_bundle
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +58,30 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = store / "broken" / "1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     return store
+
+
+@pytest.fixture(scope="session")
+def scored_bundles(tmp_path_factory: pytest.TempPathFactory, image_sets: Path) -> Path:
+    """A store of the shipped network with further scores: every@1 has all, by-knn@1 a few, and KNN is its verdict."""
+    shipped, store = load_bundle(BUNDLE, device=torch.device("cpu")), Store(tmp_path_factory.mktemp("scored"))
+    origin, scorer = shipped.manifest.provenance, shipped.predictor.scorer
+    network = build_network(shipped.manifest.network).eval()
+    network.load_state_dict(load_tensors(BUNDLE / WEIGHTS))
+    images = load_set("cifar10/train", image_sets, shipped.manifest.preprocess, None)
+    train, held_out = images.subset(np.arange(0, 200, 2)), images.subset(np.arange(1, 200, 2))
+    specs = [{"kind": kind} for kind in get_args(ScoreName) if kind not in ("negative_energy", "knn")]
+    knn = {"kind": "knn", "k": 5, "reference_rows": 100}
+    for name, scores, verdict in (
+        ("every", [*specs, knn], "negative_energy"),
+        ("by-knn", [specs[0], knn], "knn"),
+    ):
+        chosen = {"name": name, "scores": scores, "calibrate": {"alpha": 0.2, "verdict": verdict}}
+        recipe = Recipe.model_validate(origin.recipe | chosen)
+        further = fit_scores(recipe.scores, scorer, train, Head.of(network))
+        calibrated = calibrate(recipe.calibrate, scorer, held_out, store.root / "calibrate", further)
+        predictor = calibrated.predictor(scorer)
+        store.publish(draft_bundle(recipe, network, predictor, calibrated, held_out, None, origin))
+    return store.root
 
 
 @pytest.fixture(scope="session")

@@ -44,10 +44,12 @@ def test_the_example_works_when_sent(server: Running, schema: dict[str, Any], pa
 
 
 def test_replies_match_their_documented_schema(server: Running, schema: dict[str, Any], pngs: list[bytes]) -> None:
-    reply = httpx.post(f"{server.url}/predict", content=pngs[0]).json()
+    reply = httpx.post(f"{server.url}/predict?scores=all", content=pngs[0]).json()
     documented = schema["components"]["schemas"]
     assert reply.keys() == documented["PredictReply"]["properties"].keys()
     assert reply["predictions"][0].keys() == documented["Prediction"]["properties"].keys()
+    score = reply["predictions"][0]["scores"]["negative_energy"]
+    assert score.keys() == documented["ScorePrediction"]["properties"].keys()
     assert reply["timing_ms"].keys() == documented["Timing"]["properties"].keys()
 
 
@@ -57,3 +59,11 @@ def test_the_page_needs_no_other_server(server: Running) -> None:
     for asset in ("swagger-ui-bundle.js", "swagger-ui.css"):
         assert f"/static-offline-docs/{asset}" in page
         assert len(httpx.get(f"{server.url}/static-offline-docs/{asset}").raise_for_status().content) > 10_000
+
+
+@pytest.mark.parametrize("path", ["/predict", "/models/{model}/predict"])
+def test_the_parameter_for_all_scores_is_documented(schema: dict[str, Any], path: str) -> None:
+    (found,) = [p for p in schema["paths"][path]["post"]["parameters"] if p["name"] == "scores"]
+    assert (found["in"], found["required"], found["schema"]) == ("query", False, {"type": "string", "enum": ["all"]})
+    assert "ODIN" in found["description"]
+    assert "offline only" in found["description"]

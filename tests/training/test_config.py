@@ -111,6 +111,19 @@ PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
         ),
         ("[augment]", "[augment]\nresize = { share = 1, scale_min = 0.9, scale_max = 0.8 }", ("scale_min is 0.9",)),
         ("[execution]", "[calibrate]\nalpha = 1.5\n\n[execution]", ("calibrate.alpha", "given 1.5")),
+        ('kind = "gen"', 'kind = "odin"', ("scores: ", "odin is offline only", "second forward pass")),
+        ('kind = "gen"', 'kind = "perturbed_mahalanobis"', ("perturbed_mahalanobis is offline only",)),
+        ('kind = "gen"', 'kind = "magic"', ("scores.2", "magic", "'max_logit'")),
+        ('kind = "gen"', 'kind = "vim"', ("scores holds max_softmax, max_logit, vim", "once")),
+        ('kind = "gen"', 'kind = "negative_energy"', ("negative_energy", "leave it out")),
+        ('kind = "gen"', 'kind = "gen"\nk = 3', ("scores.2.gen.k", "Extra inputs")),
+        ("k = 5\n", "k = 101\n", ("k is 101", "reference_rows = 100")),
+        ("[execution]", '[calibrate]\nverdict = "softmax"\n\n[execution]', ("calibrate.verdict", "softmax")),
+        (
+            '[[scores]]\nkind = "gen"\n',
+            '[calibrate]\nverdict = "gen"\n',
+            ("calibrate.verdict is 'gen'", "negative_energy, max_softmax", "[[scores]]"),
+        ),
     ],
 )
 def test_recipe_that_cannot_be_is_refused(tmp_path: Path, old: str, new: str, parts: tuple[str, ...]) -> None:

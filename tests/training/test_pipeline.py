@@ -8,15 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from scipy.special import logsumexp
 
 from model_store.bundle import load_bundle
+from model_store.manifest import KnnSpec, ScoreName, VimSpec
+from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.calibrate import calibrate
@@ -93,6 +96,78 @@ def test_threshold_is_the_conformal_one_of_the_held_out_images(run: Run, folder:
     assert int(bundle.predictor.predict(held_out.images).is_ood.sum()) == 1  # those below the second
 
 
+def test_every_score_is_fitted_on_the_training_images_as_they_are(run: Run, folder: Path) -> None:
+    """By the definitions, from features of the un-augmented training images: one score of each family."""
+    bundle = load_bundle(folder)
+    train, held_out = run._split
+    scorer, head = bundle.predictor.scorer, Head.of(run._network("finetune"))
+    seen, new = scorer.score(train.images), scorer.score(held_out.images)
+    found = bundle.predictor.predict_by_all(held_out.images)
+    assert list(found) == list(get_args(ScoreName))
+    cut = np.minimum(new.features.numpy(), np.percentile(seen.features.numpy(), 90))
+    expected = logsumexp(cut @ head.weight.numpy().T + head.bias.numpy(), axis=1)
+    np.testing.assert_allclose(found["react"].value, expected, rtol=1e-4)
+    reference = load_file(folder / "scores.safetensors")["knn.reference"].numpy()
+    units = seen.features.numpy() / np.linalg.norm(seen.features.numpy(), axis=1, keepdims=True)
+    nearest = np.linalg.norm(reference[:, None] - units[None], axis=2)
+    assert nearest.min(axis=1).max() < 1e-4  # each is a training image's,
+    rows = nearest.argmin(axis=1)
+    assert np.bincount(train.labels[rows]).tolist() == [10] * 10  # ten of each class
+    query = new.features.numpy() / np.linalg.norm(new.features.numpy(), axis=1, keepdims=True)
+    distances = np.sort(np.linalg.norm(query[:, None] - reference[None], axis=2), axis=1)
+    np.testing.assert_allclose(found["knn"].value, -distances[:, 4], atol=1e-4)
+    means = np.stack([seen.features.double().numpy()[train.labels == label].mean(axis=0) for label in range(10)])
+    np.testing.assert_allclose(load_file(folder / "scores.safetensors")["mahalanobis.class_means"], means, atol=1e-4)
+
+
+def test_every_score_has_the_conformal_threshold_of_the_held_out_images(run: Run, folder: Path) -> None:
+    bundle, held_out = load_bundle(folder), run._split[1]
+    calibrations = bundle.manifest.calibrations
+    for name, found in bundle.predictor.predict_by_all(held_out.images).items():
+        assert (calibrations[name].n, calibrations[name].k) == (50, 2)
+        assert bundle.predictor.scores[name].threshold < np.sort(found.value)[1]
+        assert found.is_ood.sum() <= 1  # those below the second, of which ties leave none
+    written = json.loads((run.folder / "calibrate/calibration.json").read_text())
+    assert written["verdict"] == "negative_energy"
+    assert written["calibrations"] == {name: spec.model_dump(mode="json") for name, spec in calibrations.items()}
+
+
+def test_bundle_with_another_verdict_is_calibrated_evaluated_and_published_by_it(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    by_vim = run.recipe.calibrate.model_copy(update={"verdict": "vim"})
+    recipe = Recipe.model_validate(run.recipe.model_copy(update={"calibrate": by_vim}).model_dump())
+    published = Run(recipe, run.data_dir, tmp_path / "run", CPU, silent, silent).all(Store(tmp_path / "store"))
+    assert published is not None
+    bundle, usual = load_bundle(published), load_bundle(folder)
+    assert bundle.manifest.verdict == "vim"
+    assert bundle.manifest.calibrations == usual.manifest.calibrations
+    found = usual.predictor.predict_by_all(run.test_sets.test.images)
+    np.testing.assert_array_equal(bundle.predictor.predict(run.test_sets.test.images).is_ood, found["vim"].is_ood)
+    evaluation = bundle.manifest.evaluation
+    assert evaluation is not None
+    assert evaluation.served["as they are"].false_flags == pytest.approx(found["vim"].is_ood.sum())
+    svhn = usual.predictor.predict_by_all(run.test_sets.far_ood["svhn"].images)["vim"]
+    assert evaluation.fine_tuned.ood["svhn"].missed == pytest.approx(100 * (~svhn.is_ood).mean(), abs=1e-3)
+    card = report.model_card(bundle)
+    assert f"flagged means vim <= {bundle.manifest.calibrations['vim'].threshold:.4f}" in card
+    assert f"negative energy <= {bundle.manifest.calibrations['negative_energy'].threshold:.4f}, max softmax <=" in card
+
+
+def test_scores_that_cannot_be_fitted_are_refused_before_training(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    for spec, message in (
+        (KnnSpec(k=151, reference_rows=200), "150 training images .* k = 151"),
+        (VimSpec(residual_dimension=64), "64 of 64 features"),
+    ):
+        run = Run(tiny.model_copy(update={"scores": (spec,)}), image_sets, tmp_path, CPU, silent, silent)
+        with pytest.raises(DataError, match=message):
+            run.all(Store(tmp_path / "store"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> None:
     bundle, test = load_bundle(folder), run.test_sets.test
     evaluation = bundle.manifest.evaluation
@@ -153,6 +228,11 @@ def test_changed_recipe_does_not_pass_for_what_was_trained(run: Run, store: Stor
     stricter = run.recipe.calibrate.model_copy(update={"alpha": 0.1})
     with pytest.raises(ResumeError, match=r"calibrate\.alpha = 0\.05, now 0\.1"):
         changed(calibrate=stricter).publish(store)
+    nearer = tuple(KnnSpec(k=4, reference_rows=100) if spec.kind == "knn" else spec for spec in run.recipe.scores)
+    with pytest.raises(ResumeError, match=r"scores\.knn\.k = 5, now 4"):
+        changed(scores=nearer).publish(store)
+    with pytest.raises(ResumeError, match=r"scores\.vim = .*now None"):
+        changed(scores=run.recipe.scores[:-1]).publish(store)
 
 
 def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path: Path) -> None:
