@@ -9,27 +9,46 @@ from torch import Generator
 from training.augment import augment
 from training.config import AugmentSpec
 from training.datasets import ImageSet, PlacedImages
+from training.distributed import ALONE, Processes
 from training.trainer import Batch
 
 
 class LabelledBatches:
-    """Every image of a set once an epoch, in a new order; the last batch holds what is left."""
+    """Every image of a set once an epoch, in a new order; the last batch holds what is left.
 
-    def __init__(self, train: ImageSet, batch_size: int, spec: AugmentSpec, device: torch.device) -> None:
+    `batch_size` counts the images of all processes. They draw one order and take their shares of each batch; flips,
+    noise and JPEG each draws for its own share, since drawing the whole batch's would cost each what one alone pays.
+    """
+
+    def __init__(
+        self,
+        train: ImageSet,
+        batch_size: int,
+        spec: AugmentSpec,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        processes.require_divisible("batch_size", batch_size)
+        processes.require_last_share(len(train), batch_size)
         self.images = PlacedImages(train, device)
         self.labels = torch.from_numpy(train.labels).to(device)
         self.batch_size = batch_size
         self.spec = spec
         self.device = device
+        self.processes = processes
 
     def __len__(self) -> int:
         return math.ceil(len(self.images) / self.batch_size)
 
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches."""
-        order = torch.randperm(len(self.images), generator=generator, device=self.device)
+        return self.epoch(generator, self.processes.own_generator(generator))
+
+    def epoch(self, common: Generator, own: Generator) -> Iterator[Batch]:
+        """Yield one epoch, in an order drawn from the generator `common` to all processes, changed by their `own`."""
+        order = torch.randperm(len(self.images), generator=common, device=self.device)
         for index in torch.split(order, self.batch_size):
-            images = augment(self.images.take(index), self.spec, generator)
+            images = augment(self.images.take(index[self.processes.share(len(index))]), self.spec, own)
             yield Batch(images, self.labels[index])
 
 
@@ -40,6 +59,7 @@ class OutlierBatches:
     """
 
     def __init__(self, labelled: LabelledBatches, outliers: ImageSet, batch_size: int, seed: int) -> None:
+        labelled.processes.require_divisible("outlier_batch_size", batch_size)
         self.labelled = labelled
         self.images = PlacedImages(outliers, labelled.device)
         self.batch_size = batch_size
@@ -52,9 +72,10 @@ class OutlierBatches:
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches, as many as the labelled images fill."""
         device, n = self.labelled.device, len(self.images)
+        own = self.labelled.processes.own_generator(generator)
         start = torch.randint(n, (), generator=generator, device=device)
-        reach = torch.arange(self.batch_size, device=device)
-        for step, batch in enumerate(self.labelled(generator)):
+        reach = torch.arange(self.batch_size, device=device)[self.labelled.processes.share(self.batch_size)]
+        for step, batch in enumerate(self.labelled.epoch(generator, own)):
             index = self.order[(start + step * self.batch_size + reach) % n]
-            outliers = augment(self.images.take(index), self.labelled.spec, generator)
+            outliers = augment(self.images.take(index), self.labelled.spec, own)
             yield Batch(torch.cat([batch.images, outliers]), batch.labels)

@@ -10,6 +10,7 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches, OutlierBatches
 from training.config import Recipe
 from training.datasets import ImageSet
+from training.distributed import ALONE, Processes
 from training.losses import make_objective
 from training.pretrain import pretrain_inputs
 from training.run_folder import read_weights, require_inputs, weights_sha256
@@ -34,6 +35,7 @@ def finetune(
     folder: Path,
     device: torch.device,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> nn.Module:
     """Fine-tune the classifier in the folder `pretrained`, or resume or load what `folder` holds; return it.
 
@@ -42,9 +44,10 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     network = build_network(recipe.network)
-    require_inputs(pretrained, pretrain_inputs(recipe, train_set))
-    read_weights(pretrained, network)
-    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.finetune.augment or recipe.augment, device)
+    processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
+    processes.first_fills(network, lambda: read_weights(pretrained, network))
+    augment = recipe.finetune.augment or recipe.augment
+    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, augment, device, processes)
     stage = Stage(
         name="finetune",
         objective=make_objective(recipe.finetune.objective),
@@ -53,7 +56,8 @@ def finetune(
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
+        processes=processes,
     )
-    inputs = finetune_inputs(recipe, train_set, outliers, pretrained)
+    inputs = processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
     train_or_load(network, recipe.preprocess, stage, inputs, device, progress)
     return network

@@ -20,14 +20,15 @@ from training import report
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import ImageSet, load_set, require_classes, require_one_encoding, split_calibration
+from training.distributed import ALONE, Processes
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
+from training.run_folder import INPUTS, is_done, read_weights, require_inputs, weights_sha256, write_json
 from training.start import start, untuned_figures
-from training.trainer import Progress
+from training.trainer import CHECKPOINT, Progress, read_checkpoint
 
 PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "evaluate"
 
@@ -47,9 +48,20 @@ class Run:
     say: Say
     start_stores: tuple[Store, ...] = (Store(SHIPPED),)
     """Where the bundle that a recipe starts from is looked for, in order."""
+    processes: Processes = ALONE
+    """Those that train together; `check`, `pretrain` and `finetune` are called in each, the rest in the first alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse batches that the processes cannot share evenly, in any stage, before anything is read."""
+        stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
+        sizes = {f"{name}.batch_size": spec.batch_size for name, spec in stages.items() if spec is not None}
+        for what, size in {**sizes, "finetune.outlier_batch_size": self.recipe.finetune.outlier_batch_size}.items():
+            self.processes.require_divisible(what, size)
 
     def all(self, store: Store) -> Path | None:
         """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images.
+
+        After training the first process goes on alone, and the others end.
 
         Raises:
             DataError: a set that any stage needs is missing or unfit; nothing is trained then.
@@ -57,6 +69,7 @@ class Run:
         self.check()
         self.pretrain()
         self.finetune()
+        self.processes.leave_to_first()
         if not self._is_evaluated():
             self.evaluate()
         return self.publish(store) if self.recipe.data.calibration_images else None
@@ -67,6 +80,12 @@ class Run:
         Raises:
             DataError: a set is missing or unfit, sets differ in encoding, or there are too few calibration images.
         """
+        for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
+            self.processes.require_last_share(len(self._train_set), spec.batch_size)
+        _ = self._outliers  # read in every process, the test sets in the first alone
+        self.processes.first_does(self._check_roles)
+
+    def _check_roles(self) -> None:
         require_one_encoding(list(self._sets_by_role().values()))
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
@@ -75,8 +94,11 @@ class Run:
         """Train the classifier, or take the published one that the recipe starts from."""
         folder = self.folder / PRETRAIN
         if self.recipe.start is not None:
-            return start(self.recipe, self._train_set, self.start_stores, folder, self.device, self.say)
-        return pretrain(self.recipe, self._train_set, folder, self.device, self.progress)
+            train_set = self._train_set
+            return self.processes.first_does(
+                lambda: start(self.recipe, train_set, self.start_stores, folder, self.device, self.say)
+            )
+        return pretrain(self.recipe, self._train_set, folder, self.device, self.progress, self.processes)
 
     def finetune(self) -> nn.Module:
         """Drive the energies of in-distribution images and of outliers apart."""
@@ -88,6 +110,7 @@ class Run:
             self.folder / FINETUNE,
             self.device,
             self.progress,
+            self.processes,
         )
 
     def calibrate(self) -> Calibrated:
@@ -151,9 +174,19 @@ class Run:
         )
         return publish(store, draft)
 
+    def kept(self) -> str:
+        """Return what of the training is safe on disk, and how to go on."""
+        again = "run the same command to go on"
+        for name, spec in ((FINETUNE, self.recipe.finetune), (PRETRAIN, self.recipe.pretrain)):
+            if is_done(self.folder / name):
+                return f"{name} is done, in {self.folder / name}; {again}"
+            if spec and (state := read_checkpoint(self.folder / name / CHECKPOINT)):
+                return f"{name} is kept up to epoch {len(state['history'])} of {spec.epochs}, in {self.folder}; {again}"
+        return "no epoch was finished"
+
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet]:
-        train = self._load(self.recipe.data.train)
+        train = self._load_in_each(self.recipe.data.train)
         require_classes(train, self.recipe.network.num_classes)
         return split_calibration(train, self.recipe.data.calibration_images, self.recipe.seed)
 
@@ -179,7 +212,7 @@ class Run:
 
     @cached_property
     def _outliers(self) -> ImageSet:
-        outliers = self._load(self.recipe.data.outliers)
+        outliers = self._load_in_each(self.recipe.data.outliers)
         require_one_encoding([self._train_set, outliers])
         return outliers
 
@@ -194,6 +227,11 @@ class Run:
     def _load(self, source: str) -> ImageSet:
         self.say(f"reading {source}")
         return load_set(source, self.data_dir, self.recipe.preprocess, self.recipe.data.reencode_jpeg_quality)
+
+    def _load_in_each(self, source: str) -> ImageSet:
+        image_set = self.processes.each_does(lambda: self._load(source))
+        self.processes.require_same(f"the fingerprint of {source}", image_set.fingerprint)
+        return image_set
 
     def _is_evaluated(self) -> bool:
         try:

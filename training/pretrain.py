@@ -10,6 +10,7 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches
 from training.config import CrossEntropySpec, Recipe
 from training.datasets import ImageSet
+from training.distributed import ALONE, Processes
 from training.errors import RecipeError
 from training.losses import make_objective
 from training.trainer import Progress, Stage, train_or_load
@@ -29,7 +30,14 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
     }
 
 
-def pretrain(recipe: Recipe, train_set: ImageSet, folder: Path, device: torch.device, progress: Progress) -> nn.Module:
+def pretrain(
+    recipe: Recipe,
+    train_set: ImageSet,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    processes: Processes = ALONE,
+) -> nn.Module:
     """Train the recipe's network, or resume or load it from `folder`; return it.
 
     Raises:
@@ -44,11 +52,12 @@ def pretrain(recipe: Recipe, train_set: ImageSet, folder: Path, device: torch.de
     stage = Stage(
         name="pretrain",
         objective=make_objective(CrossEntropySpec()),
-        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device),
+        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device, processes),
         optimisation=recipe.pretrain,
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
+        processes=processes,
     )
     train_or_load(network, recipe.preprocess, stage, pretrain_inputs(recipe, train_set), device, progress)
     return network
