@@ -20,10 +20,12 @@ from training.config import read_recipe
 from training.datasets import how_to_get, locate
 from training.distributed import joined, own_device, tells
 from training.errors import TrainingError
+from training.evaluate import Say
 from training.pipeline import Run, evaluate_bundle
 from training.progress import ConsoleProgress, silent
 from training.publish import bundle_ref
 from training.run_folder import exclusive
+from training.trainer import Progress
 
 app = typer.Typer(
     help="Train, calibrate, evaluate and publish classifiers that know when they don't know.",
@@ -178,10 +180,12 @@ def _opened(
         own = processes.each_does(lambda: own_device(chosen, processes))
         folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
         processes.first_does(lambda: stack.enter_context(exclusive(folder)))
-        progress = stack.enter_context(ConsoleProgress(console)) if processes.is_first else None
-        opened = Run(
-            recipe, data, folder, own, progress or silent, progress.say if progress else silent, stores, processes
-        )
+        progress: Progress = silent
+        say: Say = silent
+        if processes.is_first:
+            shown = stack.enter_context(ConsoleProgress(console))
+            progress, say = shown, shown.say
+        opened = Run(recipe, data, folder, own, progress, say, stores, processes)
         try:
             yield opened
         except KeyboardInterrupt:

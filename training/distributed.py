@@ -48,12 +48,10 @@ class Processes:
         """Run `action` in the first process; return its result, which can be pickled, in every one."""
         if self.count == 1:
             return action()
-        box: list[tuple[Any, bool]] = [(None, False)]
-        error = None
-        if self.is_first:
-            result, error = _outcome(action)
-            box = [(result, error is not None)]
+        outcome, error = _outcome(action) if self.is_first else (None, None)
+        box: list[tuple[Any, bool]] = [(outcome, error is not None)]
         dist.broadcast_object_list(box, src=0)
+        result: Result
         result, failed = box[0]
         if failed:
             raise error or SystemExit(1)
@@ -63,6 +61,7 @@ class Processes:
         """Run `action` in every process; where it fails in one, fail in all."""
         if self.count == 1:
             return action()
+        result: Result
         result, error = _outcome(action)
         errors: list[Exception | None] = [None] * self.count
         dist.all_gather_object(errors, error)
@@ -225,7 +224,7 @@ def with_shared_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
     """
     if device.type != "cuda":
         return network
-    shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return shared
 
 

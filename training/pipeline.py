@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model_store.bundle import Bundle
-from model_store.manifest import Evaluation
+from model_store.manifest import Evaluation, ImageSetRecord
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
@@ -24,6 +24,7 @@ from training.distributed import ALONE, Processes
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
+from training.overlap import Overlap, overlaps, records
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, is_done, read_weights, require_inputs, weights_sha256, write_json
@@ -52,11 +53,18 @@ class Run:
     """Those that train together; `check`, `pretrain` and `finetune` are called in each, the rest in the first alone."""
 
     def __post_init__(self) -> None:
-        """Refuse batches that the processes cannot share evenly, in any stage, before anything is read."""
+        """Refuse, before anything is read, batches that the processes cannot share evenly, and too small a calibration.
+
+        Raises:
+            RecipeError: a batch size of any stage is no multiple of the number of processes.
+            DataError: fewer calibration images than the method needs.
+        """
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
         sizes = {f"{name}.batch_size": spec.batch_size for name, spec in stages.items() if spec is not None}
         for what, size in {**sizes, "finetune.outlier_batch_size": self.recipe.finetune.outlier_batch_size}.items():
             self.processes.require_divisible(what, size)
+        if held_out := self.recipe.data.calibration_images:
+            choose_rank(self.recipe.calibrate, held_out)
 
     def all(self, store: Store) -> Path | None:
         """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images.
@@ -77,18 +85,20 @@ class Run:
     def check(self) -> None:
         """Read every set and see whether each can play its role, before hours go into training.
 
+        Says which sets hold training images. The test sets are read in the first process alone.
+
         Raises:
-            DataError: a set is missing or unfit, sets differ in encoding, or there are too few calibration images.
+            DataError: a set is missing or unfit, or sets differ in encoding.
         """
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
             self.processes.require_last_share(len(self._train_set), spec.batch_size)
-        _ = self._outliers  # read in every process, the test sets in the first alone
+        _ = self._outliers
         self.processes.first_does(self._check_roles)
 
     def _check_roles(self) -> None:
         require_one_encoding(list(self._sets_by_role().values()))
-        if held_out := self.recipe.data.calibration_images:
-            choose_rank(self.recipe.calibrate, held_out)
+        for overlap in self._overlaps.values():
+            self.say(f"warning: {overlap}")
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, or take the published one that the recipe starts from."""
@@ -150,6 +160,7 @@ class Run:
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
         report.write(folder, result, fine_tuned, untuned)
+        write_json(folder / "sets.json", [record.model_dump() for record in self._set_records])
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
 
@@ -170,7 +181,7 @@ class Run:
             self._calibrated,
             self._split[1],
             evaluation,
-            provenance(self.recipe, self._sets_by_role(), self.device, self._stage_seconds(), created),
+            provenance(self.recipe, self._set_records, self.device, self._stage_seconds(), created),
         )
         return publish(store, draft)
 
@@ -226,7 +237,12 @@ class Run:
 
     def _load(self, source: str) -> ImageSet:
         self.say(f"reading {source}")
-        return load_set(source, self.data_dir, self.recipe.preprocess, self.recipe.data.reencode_jpeg_quality)
+        preprocess = self.recipe.preprocess
+        image_set = load_set(source, self.data_dir, preprocess, self.recipe.data.reencode_jpeg_quality)
+        if image_set.fitted:
+            size = f"{preprocess.height}x{preprocess.width}"
+            self.say(f"{source}: {image_set.fitted:,} of {len(image_set):,} images had another size, fitted to {size}")
+        return image_set
 
     def _load_in_each(self, source: str) -> ImageSet:
         image_set = self.processes.each_does(lambda: self._load(source))
@@ -272,6 +288,14 @@ class Run:
             raise DataError(f"{sets.test.name} has classes {sets.test.classes}; {train.name} has {train.classes}")
         ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
         return {"train": train, "calibration": held_out, "outliers": self._outliers, "test": sets.test} | ood
+
+    @cached_property
+    def _overlaps(self) -> dict[str, Overlap]:
+        return overlaps(self._sets_by_role())
+
+    @property
+    def _set_records(self) -> tuple[ImageSetRecord, ...]:
+        return records(self._sets_by_role(), self._overlaps)
 
     def _fingerprints(self) -> dict[str, str]:
         return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}

@@ -18,7 +18,7 @@ from training.config import ExecutionSpec, OptimisationSpec
 from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.losses import Objective
-from training.run_folder import is_done, open_stage, read_weights, write_json, write_weights
+from training.run_folder import is_done, open_stage, read_weights, require_finite, write_json, write_weights
 
 FINAL_LEARNING_RATE = 1e-6
 CHECKPOINT = "checkpoint.pt"
@@ -269,6 +269,7 @@ def _restore(stage: Stage, network: nn.Module, optimizer: torch.optim.Optimizer)
     try:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        require_finite(stage.checkpoint, state["network"])
         return [Epoch(**epoch) for epoch in state["history"]]
     except (KeyError, RuntimeError, TypeError, ValueError) as err:
         raise _no_checkpoint(stage.checkpoint, err) from err
