@@ -42,14 +42,15 @@ class LabelledBatches:
 
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches."""
-        return self.epoch(generator, self.processes.own_generator(generator))
+        own = self.processes.own_generator(generator)
+        for batch in self.as_stored(generator):
+            yield Batch(augment(batch.images, self.spec, own), batch.labels)
 
-    def epoch(self, common: Generator, own: Generator) -> Iterator[Batch]:
-        """Yield one epoch, in an order drawn from the generator `common` to all processes, changed by their `own`."""
-        order = torch.randperm(len(self.images), generator=common, device=self.device)
+    def as_stored(self, generator: Generator) -> Iterator[Batch]:
+        """Yield one epoch of batches that are not augmented yet, in an order that `generator` draws."""
+        order = torch.randperm(len(self.images), generator=generator, device=self.device)
         for index in torch.split(order, self.batch_size):
-            images = augment(self.images.take(index[self.processes.share(len(index))]), self.spec, own)
-            yield Batch(images, self.labels[index])
+            yield Batch(self.images.take(index[self.processes.share(len(index))]), self.labels[index])
 
 
 class OutlierBatches:
@@ -72,10 +73,11 @@ class OutlierBatches:
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches, as many as the labelled images fill."""
         device, n = self.labelled.device, len(self.images)
-        own = self.labelled.processes.own_generator(generator)
+        processes, spec = self.labelled.processes, self.labelled.spec
+        own = processes.own_generator(generator)
         start = torch.randint(n, (), generator=generator, device=device)
-        reach = torch.arange(self.batch_size, device=device)[self.labelled.processes.share(self.batch_size)]
-        for step, batch in enumerate(self.labelled.epoch(generator, own)):
+        reach = torch.arange(self.batch_size, device=device)[processes.share(self.batch_size)]
+        for step, batch in enumerate(self.labelled.as_stored(generator)):
             index = self.order[(start + step * self.batch_size + reach) % n]
-            outliers = augment(self.images.take(index), self.labelled.spec, own)
-            yield Batch(torch.cat([batch.images, outliers]), batch.labels)
+            images = [augment(role, spec, own) for role in (batch.images, self.images.take(index))]
+            yield Batch(torch.cat(images), batch.labels)

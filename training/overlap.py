@@ -82,8 +82,8 @@ def _overlap(
     shared = np.flatnonzero(np.isin(own, np.concatenate(list(known.values()))))
     if len(shared) == 0:
         return None
-    first = shared[0]
-    part, at = next((part, at) for part, values in known.items() for at in np.flatnonzero(values == own[first]))
+    first = int(shared[0])
+    part, at = next((part, int(at)) for part, values in known.items() for at in np.flatnonzero(values == own[first]))
     train = sets[part]
     return Overlap(
         role=role,
