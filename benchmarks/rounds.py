@@ -123,10 +123,11 @@ def _cell(values: Sequence[float], reference: Sequence[float], digits: int) -> s
     if not values:
         return NOTHING
     if values is reference or not reference:
-        return _spread(values, digits)
-    return f"{_spread(values, digits)}, x {statistics.median(values) / statistics.median(reference):.2f}"
+        return spread(values, digits)
+    return f"{spread(values, digits)}, x {statistics.median(values) / statistics.median(reference):.2f}"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median of `values` and, where they differ, the least and the greatest in brackets."""
     median, least, most = (f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return median if least == most else f"{median} ({least} to {most})"

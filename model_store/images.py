@@ -89,8 +89,18 @@ def load(encoded: bytes, spec: PreprocessSpec, limits: DecodeLimits = DecodeLimi
     Raises:
         ImageError: as `decode`.
     """
+    return load_and_tell(encoded, spec, limits)[0]
+
+
+def load_and_tell(encoded: bytes, spec: PreprocessSpec, limits: DecodeLimits = DecodeLimits()) -> tuple[Pixels, bool]:
+    """Return what `load` does, and whether the image had another size and so was fitted.
+
+    Raises:
+        ImageError: as `decode`.
+    """
     needed = spec.resize_to or max(spec.height, spec.width)
-    return _fit(*_decode(encoded, limits, _DRAFT_MARGIN * needed), spec)
+    pixels, box = _decode(encoded, limits, _DRAFT_MARGIN * needed)
+    return _fit(pixels, box, spec), pixels.shape[:2] != (spec.height, spec.width)
 
 
 def decode(encoded: bytes, limits: DecodeLimits = DecodeLimits(), *, at_least: tuple[int, int] | None = None) -> Pixels:

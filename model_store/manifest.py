@@ -317,13 +317,19 @@ class Evaluation(Frozen):
 
 
 class ImageSetRecord(Frozen):
-    """One set that went in."""
+    """One set that went in.
+
+    fitted: images of the set as it was read that had another size than the network's. in_training: images whose pixels
+    are those of a training image.
+    """
 
     role: str
     name: str
     images: int = Field(ge=1)
     encoding: str
     sha256: Sha256
+    fitted: int = Field(default=0, ge=0)
+    in_training: int = Field(default=0, ge=0)
 
 
 class Provenance(Frozen):

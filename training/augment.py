@@ -1,6 +1,7 @@
 """Random changes of training images, per image, on the images' own device."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -54,8 +55,8 @@ def _flip_and_crop(images: Tensor, spec: AugmentSpec, generator: Generator) -> T
 
 def _noisy(images: Tensor, sd_max: float, generator: Generator) -> Tensor:
     sd = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) * sd_max
-    noise = torch.randn(images.shape, generator=generator, device=images.device) * sd
-    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+    noisy = torch.randn(images.shape, generator=generator, device=images.device).mul_(sd).add_(images)
+    return noisy.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _jpeg_share(images: Tensor, spec: JpegAugment, generator: Generator) -> Tensor:
@@ -114,35 +115,34 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
 
 
 def _to_ycbcr(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    ycbcr = torch.einsum("dc,nchw->ndhw", pixels.new_tensor(_RGB_TO_YCBCR), pixels).round()
+    ycbcr = torch.einsum("dc,nchw->ndhw", _constant(_RGB_TO_YCBCR, pixels.device), pixels).round()
     return ycbcr[:, :1] - 128, ycbcr[:, 1:]
 
 
 def _to_rgb(ycbcr: Tensor) -> Tensor:
-    centred = ycbcr + ycbcr.new_tensor([128.0, 0.0, 0.0]).view(3, 1, 1)
-    rgb = torch.einsum("dc,nchw->ndhw", ycbcr.new_tensor(_YCBCR_TO_RGB), centred)
+    centred = ycbcr + _constant((128.0, 0.0, 0.0), ycbcr.device).view(3, 1, 1)
+    rgb = torch.einsum("dc,nchw->ndhw", _constant(_YCBCR_TO_RGB, ycbcr.device), centred)
     return rgb.round().clamp(0, 255).to(torch.uint8)
 
 
 def _halved(chroma: Tensor) -> Tensor:
     """Average 2x2 pixels; halves go up in odd columns and down in even ones, as libjpeg dithers them."""
     mean = F.avg_pool2d(chroma, 2)
-    bias = mean.new_tensor([0.25, 0.5]).repeat(mean.shape[-1] // 2)
+    bias = _constant((0.25, 0.5), mean.device).repeat(mean.shape[-1] // 2)
     return (mean + bias).floor()
 
 
 def _quantisation(table: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
     """Return libjpeg's quantisation steps for each quality, float32 (N, 1, 1, 8, 1, 8)."""
     scale = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality).view(-1, 1, 1)
-    base = torch.tensor(table, device=quality.device)
-    steps = ((base * scale + 50) // 100).clamp(1, 255)
+    steps = ((_constant(table, quality.device) * scale + 50) // 100).clamp(1, 255)
     return steps.float().view(-1, 1, 1, 8, 1, 8)
 
 
 def _through_dct(plane: Tensor, steps: Tensor) -> Tensor:
     """Quantise the 8x8 DCT of centred planes float32 (N, C, H, W) and transform back, clamped to [-128, 127]."""
     n, channels, height, width = plane.shape
-    dct = _dct_matrix(plane)
+    dct = _dct_matrix(plane.device)
     blocks = plane.view(n, channels, height // 8, 8, width // 8, 8)
     coefficients = torch.einsum("ui,ncaibj,vj->ncaubv", dct, blocks, dct)
     coefficients = (coefficients * 8).round() / 8  # libjpeg keeps three bits; then halves go away from zero
@@ -151,10 +151,17 @@ def _through_dct(plane: Tensor, steps: Tensor) -> Tensor:
     return blocks.reshape(n, channels, height, width).round().clamp(-128, 127)
 
 
-def _dct_matrix(like: Tensor) -> Tensor:
+@lru_cache
+def _constant(values: tuple[float, ...] | tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Return numbers on a device, copied there once: a copy waits until the device has done all it was given."""
+    return torch.tensor(values, device=device)
+
+
+@lru_cache
+def _dct_matrix(device: torch.device) -> Tensor:
     """Return the orthonormal DCT-II of 8 points, float32 (frequency, position)."""
-    frequency = torch.arange(8, device=like.device, dtype=like.dtype).view(8, 1)
-    position = torch.arange(8, device=like.device, dtype=like.dtype)
+    frequency = torch.arange(8, device=device, dtype=torch.float32).view(8, 1)
+    position = torch.arange(8, device=device, dtype=torch.float32)
     matrix = torch.cos((2 * position + 1) * frequency * math.pi / 16) / 2
     matrix[0] /= math.sqrt(2)
     return matrix

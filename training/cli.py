@@ -1,7 +1,8 @@
 """ood-train: from images to a calibrated bundle."""
 
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,14 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.config import read_recipe
 from training.datasets import how_to_get, locate
+from training.distributed import joined, own_device, tells
 from training.errors import TrainingError
+from training.evaluate import Say
 from training.pipeline import Run, evaluate_bundle
-from training.progress import ConsoleProgress
+from training.progress import ConsoleProgress, silent
 from training.publish import bundle_ref
 from training.run_folder import exclusive
+from training.trainer import Progress
 
 app = typer.Typer(
     help="Train, calibrate, evaluate and publish classifiers that know when they don't know.",
@@ -40,6 +44,8 @@ StoreOption = Annotated[Path, typer.Option("--store", envvar="OOD_STORE", help="
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu; CUDA where there is one.")]
 
 DATA, STORE = Path("data"), Path("store")
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit status by which a shell tells that Ctrl-C ended a command."""
 
 
 @app.command()
@@ -104,7 +110,7 @@ def calibrate(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
     """Set every score's threshold on the held-out images."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    with _opened_by_first(recipe, data, run_folder, device) as opened:
         calibrated = opened.calibrate()
     spec = calibrated.spec
     typer.echo(
@@ -125,7 +131,7 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Measure the run's network on the recipe's test sets, or with --bundle a published one."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    with _opened_by_first(recipe, data, run_folder, device) as opened:
         evaluation = opened.evaluate() if bundle is None else evaluate_bundle(_load(bundle, store, device), opened)
     Console().print(Markdown(report.tables(evaluation)))
 
@@ -139,7 +145,7 @@ def publish(
     device: DeviceOption = None,
 ) -> None:
     """Put an evaluated run into a bundle of the store."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    with _opened_by_first(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
 
@@ -187,12 +193,33 @@ def card(
 def _opened(
     recipe_path: Path, data: Path, folder: Path | None, device: str | None, store: Path = SHIPPED
 ) -> Iterator[Run]:
-    recipe = read_recipe(recipe_path)
-    folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
-    chosen = _device(device)
-    stores = tuple(Store(path) for path in dict.fromkeys((store, SHIPPED)))
-    with exclusive(folder), ConsoleProgress(console) as progress:
-        yield Run(recipe, data, folder, chosen, progress, progress.say, stores)
+    chosen, stores = _device(device), tuple(Store(path) for path in dict.fromkeys((store, SHIPPED)))
+    with joined() as processes, ExitStack() as stack:
+        recipe = processes.each_does(lambda: read_recipe(recipe_path))
+        own = processes.each_does(lambda: own_device(chosen, processes))
+        folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
+        processes.first_does(lambda: stack.enter_context(exclusive(folder)))
+        progress: Progress = silent
+        say: Say = silent
+        if processes.is_first:
+            shown = stack.enter_context(ConsoleProgress(console))
+            progress, say = shown, shown.say
+        opened = Run(recipe, data, folder, own, progress, say, stores, processes)
+        try:
+            yield opened
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end this in a traceback
+            if processes.is_first:
+                console.print(f"interrupted: {opened.kept()}", highlight=False)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _opened_by_first(recipe_path: Path, data: Path, folder: Path | None, device: str | None) -> Iterator[Run]:
+    """Open a run for what one process does; of several that torchrun started the others end."""
+    with _opened(recipe_path, data, folder, device) as opened:
+        opened.processes.leave_to_first()
+        yield opened
 
 
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:
@@ -218,5 +245,6 @@ def main() -> None:
     try:
         app()
     except (TrainingError, BundleError, FloatingPointError) as err:
-        typer.echo(f"ood-train: {err}", err=True)
+        if tells():
+            typer.echo(f"ood-train: {err}", err=True)
         raise SystemExit(1) from None

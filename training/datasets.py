@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -36,7 +36,8 @@ class ImageSet:
 
     labels int64 (N,) index `classes`. `pixels` may be a memory map; `images` is the chosen rows in memory.
     `encoding` is how the pixels were stored before they came here: "lossless", "jpeg", "webp", or several joined
-    by "+". `fingerprint` is the SHA-256 of pixels and labels.
+    by "+". `fingerprint` is the SHA-256 of pixels and labels. `fitted` of the M images had another size than the
+    network's. `files` are those that the M images came from, if each had one of its own.
     """
 
     name: str
@@ -46,6 +47,8 @@ class ImageSet:
     classes: tuple[str, ...]
     encoding: str
     fingerprint: str
+    fitted: int = 0
+    files: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,6 +59,11 @@ class ImageSet:
         images: NDArray[np.uint8] = np.asarray(self.pixels[self.rows])
         return images
 
+    def where(self, at: int) -> str:
+        """Return where the image at `at` came from: its file, or its number in the set as it was read."""
+        row = int(self.rows[at])
+        return str(self.files[row]) if self.files else f"{self.name}[{row}]"
+
     def subset(self, index: NDArray[np.int64]) -> "ImageSet":
         """Return the images at `index`, in that order, of the same pixels and under the same fingerprint."""
         return replace(self, rows=self.rows[index], labels=self.labels[index])
@@ -63,6 +71,17 @@ class ImageSet:
     def without(self, other: "ImageSet") -> "ImageSet":
         """Return the images that are not in `other`, a subset of the same pixels, in their order."""
         return self.subset(np.flatnonzero(~np.isin(self.rows, other.rows)))
+
+
+class _Read(NamedTuple):
+    """What a set's form of storage gave: fields as of `ImageSet`."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: Sequence[str]
+    encoding: str
+    fitted: int
+    files: Sequence[Path] = ()
 
 
 def locate(source: str, data_dir: Path) -> Path | None:
@@ -100,24 +119,17 @@ def load_set(source: str, data_dir: Path, preprocess: PreprocessSpec, reencode_j
     if found is None:
         raise DataError(f"no set {source!r} in {data_dir}. {how_to_get(source, data_dir)}")
     if source.startswith(TORCHVISION):
-        opened = open_torchvision(source, data_dir)
-        labels, classes, encoding = opened.labels, opened.classes, opened.encoding
-        if opened.pixels is None:
-            pixels = _decode_files(opened.files, preprocess)[0]
-        else:
-            pixels = fit_all(opened.pixels, preprocess)
-    elif found.is_file():
-        pixels, labels, classes, encoding = _read_npz(found, preprocess)
+        read = _read_torchvision(source, data_dir, preprocess)
     else:
-        pixels, labels, classes, encoding = _read_folder(found, preprocess)
+        read = _read_npz(found, preprocess) if found.is_file() else _read_folder(found, preprocess)
+    pixels, labels, classes, encoding, fitted, files = read
     if len(pixels) == 0:
         raise DataError(f"set {source!r} in {data_dir} holds no images")
     if reencode_jpeg_quality is not None:
         pixels = _reencode(pixels, reencode_jpeg_quality, preprocess)
         encoding = f"jpeg{reencode_jpeg_quality}"
-    return ImageSet(
-        source, pixels, np.arange(len(pixels)), labels, tuple(classes), encoding, _fingerprint(pixels, labels)
-    )
+    rows, fingerprint = np.arange(len(pixels)), _fingerprint(pixels, labels)
+    return ImageSet(source, pixels, rows, labels, tuple(classes), encoding, fingerprint, fitted, files)
 
 
 def require_one_encoding(sets: Sequence[ImageSet]) -> None:
@@ -207,7 +219,17 @@ class PlacedImages:
         return batch.pin_memory().to(self.device, non_blocking=True)
 
 
-def _read_npz(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
+def _read_torchvision(source: str, data_dir: Path, preprocess: PreprocessSpec) -> _Read:
+    opened = open_torchvision(source, data_dir)
+    if opened.pixels is not None:
+        pixels = _fit_all(opened.pixels, preprocess)
+        fitted = 0 if pixels is opened.pixels else len(pixels)
+        return _Read(pixels, opened.labels, opened.classes, opened.encoding, fitted)
+    pixels, _, fitted = _decode_files(opened.files, preprocess)
+    return _Read(pixels, opened.labels, opened.classes, opened.encoding, fitted, opened.files)
+
+
+def _read_npz(path: Path, preprocess: PreprocessSpec) -> _Read:
     """Read `images` uint8 (N, H, W, 3), and if there, `labels`, `classes` and `encoding` ("lossless" otherwise)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -225,36 +247,40 @@ def _read_npz(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8]
         classes = [str(label) for label in range(int(labels.max(initial=0)) + 1)]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels span {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}")
-    return fit_all(pixels, preprocess), labels.astype(np.int64), classes, encoding
+    fitted = _fit_all(pixels, preprocess)
+    return _Read(fitted, labels.astype(np.int64), classes, encoding, len(pixels) if fitted is not pixels else 0)
 
 
-def fit_all(pixels: NDArray[np.uint8], preprocess: PreprocessSpec) -> NDArray[np.uint8]:
-    """Fit a stack of decoded images uint8 (N, H, W, 3) to (N, height, width, 3)."""
+def _fit_all(pixels: NDArray[np.uint8], preprocess: PreprocessSpec) -> NDArray[np.uint8]:
+    """Fit a stack of decoded images uint8 (N, H, W, 3) to (N, height, width, 3); itself if it has that size."""
     if pixels.shape[1:3] == (preprocess.height, preprocess.width):
         return pixels
     fitted = [images.fit(image, preprocess) for image in pixels]
     return np.stack(fitted) if fitted else np.empty((0, preprocess.height, preprocess.width, 3), np.uint8)
 
 
-def _read_folder(
-    folder: Path, preprocess: PreprocessSpec
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str], str]:
+def _read_folder(folder: Path, preprocess: PreprocessSpec) -> _Read:
     class_dirs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     files = [sorted(_image_files(path)) for path in class_dirs or [folder]]
     paths = [path for members in files for path in members]
     labels = np.repeat(np.arange(len(files)), [len(members) for members in files]).astype(np.int64)
-    pixels, encodings = _decode_files(paths, preprocess)
-    return pixels, labels, [path.name for path in class_dirs or [folder]], "+".join(sorted(encodings))
+    pixels, encodings, fitted = _decode_files(paths, preprocess)
+    classes = [path.name for path in class_dirs or [folder]]
+    return _Read(pixels, labels, classes, "+".join(sorted(encodings)), fitted, paths)
 
 
-def _decode_files(paths: Sequence[Path], preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], set[str]]:
+def _decode_files(paths: Sequence[Path], preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], set[str], int]:
+    """Return pixels, their encodings, and how many had another size."""
     pixels = _allocate((len(paths), preprocess.height, preprocess.width, 3))
     encodings: set[str] = set()
+    fitted = 0
     with ThreadPoolExecutor() as pool:
-        for row, (image, encoding) in enumerate(pool.map(lambda path: _read_file(path, preprocess), paths)):
+        read = pool.map(lambda path: _read_file(path, preprocess), paths)
+        for row, (image, was_fitted, encoding) in enumerate(read):
             pixels[row] = image
+            fitted += was_fitted
             encodings.add(encoding)
-    return pixels, encodings
+    return pixels, encodings, fitted
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
@@ -268,10 +294,10 @@ def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         return np.memmap(file, np.uint8, mode="w+", shape=shape)
 
 
-def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], str]:
+def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], bool, str]:
     try:
         encoded = path.read_bytes()
-        return images.load(encoded, preprocess), _encoding(encoded)
+        return *images.load_and_tell(encoded, preprocess), _encoding(encoded)
     except (ImageError, OSError) as err:
         raise DataError(f"{path}: {err}") from err
 
@@ -302,13 +328,3 @@ def _fingerprint(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
         digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
     digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def describe(image_set: ImageSet) -> dict[str, Any]:
-    """Return what the manifest says of a set: name, number of images, encoding, fingerprint."""
-    return {
-        "name": image_set.name,
-        "images": len(image_set),
-        "encoding": image_set.encoding,
-        "sha256": image_set.fingerprint,
-    }

@@ -17,5 +17,9 @@ class DivergedError(TrainingError):
     """The loss is no longer finite."""
 
 
+class WeightsError(TrainingError):
+    """Weights that no training can go on from."""
+
+
 class ResumeError(TrainingError):
     """A run folder that holds results of another recipe."""

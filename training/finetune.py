@@ -10,6 +10,7 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
 from training.config import SYNTHETIC, BalancedEnergySpec, Margins, Recipe
 from training.datasets import ImageSet
+from training.distributed import ALONE, Processes
 from training.losses import make_objective
 from training.mining import mined
 from training.outlier_classes import outlier_pieces, remembered_classes
@@ -39,6 +40,7 @@ def finetune(
     folder: Path,
     device: torch.device,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> nn.Module:
     """Fine-tune the classifier in the folder `pretrained`, or resume or load what `folder` holds; return it.
 
@@ -49,10 +51,10 @@ def finetune(
         ResumeError: the classifier is not trained, or `folder` holds another recipe's network.
         DivergedError: the loss is not finite.
     """
-    require_inputs(pretrained, pretrain_inputs(recipe, train_set))
-    inputs = finetune_inputs(recipe, train_set, outliers, pretrained)
+    processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
+    inputs = processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
     return _from_classifier(
-        recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress
+        recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress, processes
     )
 
 
@@ -66,6 +68,7 @@ def try_margins(
     folder: Path,
     device: torch.device,
     progress: Progress,
+    processes: Processes = ALONE,
 ) -> nn.Module:
     """Fine-tune with these margins for the epochs of the recipe's selection, without the images of `validation`.
 
@@ -77,14 +80,14 @@ def try_margins(
         ResumeError: the classifier is not trained, or `folder` holds another trial.
         DivergedError: the loss is not finite.
     """
-    require_inputs(pretrained, pretrain_inputs(recipe, train_set))
+    processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
     trial = recipe.trial(margins)
     inputs = {
-        **finetune_inputs(trial, train_set, outliers, pretrained),
+        **processes.first_does(lambda: finetune_inputs(trial, train_set, outliers, pretrained)),
         "validation_images": len(validation),
     }
     shown = train_set.without(validation)
-    return _from_classifier(trial, shown, outliers, pretrained, "select", folder, inputs, device, progress)
+    return _from_classifier(trial, shown, outliers, pretrained, "select", folder, inputs, device, progress, processes)
 
 
 def _from_classifier(
@@ -97,11 +100,12 @@ def _from_classifier(
     inputs: dict[str, Any],
     device: torch.device,
     progress: Progress,
+    processes: Processes,
 ) -> nn.Module:
-    open_stage(folder, inputs)  # before anything is kept there
+    processes.first_does(lambda: open_stage(folder, inputs))  # before anything is kept there
     network, spec = build_network(recipe.network), recipe.finetune
-    read_weights(pretrained, network)
-    labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device)
+    processes.first_fills(network, lambda: read_weights(pretrained, network))
+    labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device, processes)
     batches = (
         SyntheticOutlierBatches(labelled, spec.outlier_batch_size)
         if outliers is None
@@ -110,7 +114,8 @@ def _from_classifier(
     classes = None
     if isinstance(spec.objective, BalancedEnergySpec):
         pieces = outlier_pieces(outliers, train_set, recipe.seed)
-        classes = torch.from_numpy(remembered_classes(folder, network, recipe.preprocess, pieces, device)).to(device)
+        counts = processes.first_does(lambda: remembered_classes(folder, network, recipe.preprocess, pieces, device))
+        classes = torch.from_numpy(counts).to(device)
     objective = make_objective(spec.objective, classes)
     stage = Stage(
         name=name,
@@ -120,6 +125,7 @@ def _from_classifier(
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
+        processes=processes,
     )
     train_or_load(network, recipe.preprocess, stage, inputs, device, progress)
     return network

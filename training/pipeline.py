@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model_store.bundle import Bundle
-from model_store.manifest import Evaluation
+from model_store.manifest import Evaluation, ImageSetRecord
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
@@ -28,17 +28,19 @@ from training.datasets import (
     split_calibration,
     split_validation,
 )
+from training.distributed import ALONE, Processes
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
+from training.overlap import Overlap, overlaps, records
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
+from training.run_folder import INPUTS, is_done, read_weights, require_inputs, weights_sha256, write_json
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
 from training.start import start, untuned_figures
-from training.trainer import Progress
+from training.trainer import CHECKPOINT, Progress, read_checkpoint
 
 START, PRETRAIN, SELECT, FINETUNE, CALIBRATE, EVALUATE = (
     "start",
@@ -65,9 +67,27 @@ class Run:
     say: Say
     start_stores: tuple[Store, ...] = (Store(SHIPPED),)
     """Where the bundle that a recipe starts from is looked for, in order."""
+    processes: Processes = ALONE
+    """Those that train together; `check`, `pretrain` and `finetune` are called in each, the rest in the first alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse, before anything is read, batches that the processes cannot share evenly, and too small a calibration.
+
+        Raises:
+            RecipeError: a batch size of any stage is no multiple of the number of processes.
+            DataError: fewer calibration images than the method needs.
+        """
+        stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
+        sizes = {f"{name}.batch_size": spec.batch_size for name, spec in stages.items() if spec is not None}
+        for what, size in {**sizes, "finetune.outlier_batch_size": self.recipe.finetune.outlier_batch_size}.items():
+            self.processes.require_divisible(what, size)
+        if held_out := self.recipe.data.calibration_images:
+            choose_rank(self.recipe.calibrate, held_out)
 
     def all(self, store: Store) -> Path | None:
         """Run every stage; return the published bundle, or None for a recipe that holds out no calibration images.
+
+        After training the first process goes on alone, and the others end.
 
         Raises:
             DataError: a set that any stage needs is missing or unfit; nothing is trained then.
@@ -77,6 +97,7 @@ class Run:
         if self._selects_margins:
             self.select()
         self.finetune()
+        self.processes.leave_to_first()
         if not self._is_evaluated():
             self.evaluate()
         return self.publish(store) if self.recipe.data.calibration_images else None
@@ -84,29 +105,40 @@ class Run:
     def check(self) -> None:
         """Read every set and see whether each can play its role, before hours go into training.
 
+        Says which sets hold training images. The test sets are read in the first process alone.
+
         Raises:
-            DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to calibrate on
-                or to fit a score on.
+            DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to
+                validate margins by or to fit a score on.
         """
+        for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
+            self.processes.require_last_share(len(self._train_set), spec.batch_size)
+        _ = self._outliers
+        self.processes.first_does(self._check_roles)
+
+    def _check_roles(self) -> None:
         require_one_encoding(list(self._sets_by_role().values()))
-        if held_out := self.recipe.data.calibration_images:
-            choose_rank(self.recipe.calibrate, held_out)
         if self._selects_margins:
             split_validation(self._train_set, self.recipe.selection.validation_images, self.recipe.seed)
         with torch.device("meta"):
             width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
             require_fittable(spec, len(self._train_set), width)
+        for overlap in self._overlaps.values():
+            self.say(f"warning: {overlap}")
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a published network; or take that as it is."""
         recipe, folder = self.recipe, self.folder / PRETRAIN
+        train_set, processes = self._train_set, self.processes
         if recipe.start is None:
-            return pretrain(recipe, self._train_set, folder, self.device, self.progress)
-        network = start(recipe, self._train_set, self.start_stores, self._start_folder, self.device, self.say)
+            return pretrain(recipe, train_set, folder, self.device, self.progress, processes)
+        network = processes.first_does(
+            lambda: start(recipe, train_set, self.start_stores, self._start_folder, self.device, self.say)
+        )
         if recipe.pretrain is None:
             return network
-        return pretrain(recipe, self._train_set, folder, self.device, self.progress, network)
+        return pretrain(recipe, train_set, folder, self.device, self.progress, processes, network)
 
     def select(self) -> Choice:
         """Choose the margins by outliers made of held-out training images; no test set is read for it.
@@ -124,6 +156,7 @@ class Run:
             self.device,
             self.progress,
             self.say,
+            self.processes,
         )
 
     def finetune(self) -> nn.Module:
@@ -136,6 +169,7 @@ class Run:
             self.folder / FINETUNE,
             self.device,
             self.progress,
+            self.processes,
         )
 
     def calibrate(self) -> Calibrated:
@@ -177,6 +211,7 @@ class Run:
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
         report.write(folder, result, fine_tuned, untuned)
+        write_json(folder / "sets.json", [record.model_dump() for record in self._set_records])
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
 
@@ -197,9 +232,19 @@ class Run:
             self._calibrated,
             self._split[1],
             evaluation,
-            provenance(self._with_margins, self._sets_by_role(), self.device, self._stage_seconds(), created),
+            provenance(self._with_margins, self._set_records, self.device, self._stage_seconds(), created),
         )
         return publish(store, draft)
+
+    def kept(self) -> str:
+        """Return what of the training is safe on disk, and how to go on."""
+        again = "run the same command to go on"
+        for name, spec in ((FINETUNE, self.recipe.finetune), (PRETRAIN, self.recipe.pretrain)):
+            if is_done(self.folder / name):
+                return f"{name} is done, in {self.folder / name}; {again}"
+            if spec and (state := read_checkpoint(self.folder / name / CHECKPOINT)):
+                return f"{name} is kept up to epoch {len(state['history'])} of {spec.epochs}, in {self.folder}; {again}"
+        return "no epoch was finished"
 
     @property
     def _start_folder(self) -> Path:
@@ -208,7 +253,7 @@ class Run:
 
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet]:
-        train = self._load(self.recipe.data.train)
+        train = self._load_in_each(self.recipe.data.train)
         require_classes(train, self.recipe.network.num_classes)
         return split_calibration(train, self.recipe.data.calibration_images, self.recipe.seed)
 
@@ -237,7 +282,7 @@ class Run:
         """The outliers, or None if they are made of the training images."""
         if self.recipe.data.outliers_are_synthetic:
             return None
-        outliers = self._load(self.recipe.data.outliers)
+        outliers = self._load_in_each(self.recipe.data.outliers)
         require_one_encoding([self._train_set, outliers])
         return outliers
 
@@ -264,7 +309,17 @@ class Run:
 
     def _load(self, source: str) -> ImageSet:
         self.say(f"reading {source}")
-        return load_set(source, self.data_dir, self.recipe.preprocess, self.recipe.data.reencode_jpeg_quality)
+        preprocess = self.recipe.preprocess
+        image_set = load_set(source, self.data_dir, preprocess, self.recipe.data.reencode_jpeg_quality)
+        if image_set.fitted:
+            size = f"{preprocess.height}x{preprocess.width}"
+            self.say(f"{source}: {image_set.fitted:,} of {len(image_set):,} images had another size, fitted to {size}")
+        return image_set
+
+    def _load_in_each(self, source: str) -> ImageSet:
+        image_set = self.processes.each_does(lambda: self._load(source))
+        self.processes.require_same(f"the fingerprint of {source}", image_set.fingerprint)
+        return image_set
 
     def _is_evaluated(self) -> bool:
         try:
@@ -308,6 +363,14 @@ class Run:
         # Synthetic outliers are recorded by what they are made of.
         outliers = {"synthetic outliers": train} if self._outliers is None else {"outliers": self._outliers}
         return {"train": train, "calibration": held_out} | outliers | {"test": sets.test} | ood
+
+    @cached_property
+    def _overlaps(self) -> dict[str, Overlap]:
+        return overlaps(self._sets_by_role())
+
+    @property
+    def _set_records(self) -> tuple[ImageSetRecord, ...]:
+        return records(self._sets_by_role(), self._overlaps)
 
     def _fingerprints(self) -> dict[str, str]:
         return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}

@@ -10,6 +10,7 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches
 from training.config import CrossEntropySpec, Recipe
 from training.datasets import ImageSet
+from training.distributed import ALONE, Processes
 from training.errors import RecipeError
 from training.losses import make_objective
 from training.trainer import Progress, Stage, train_or_load
@@ -35,6 +36,7 @@ def pretrain(
     folder: Path,
     device: torch.device,
     progress: Progress,
+    processes: Processes = ALONE,
     start: nn.Module | None = None,
 ) -> nn.Module:
     """Train `start`, or the recipe's network from scratch; or resume or load it from `folder`. Return it.
@@ -51,11 +53,12 @@ def pretrain(
     stage = Stage(
         name="pretrain",
         objective=make_objective(CrossEntropySpec()),
-        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device),
+        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device, processes),
         optimisation=recipe.pretrain,
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
+        processes=processes,
     )
     train_or_load(network, recipe.preprocess, stage, pretrain_inputs(recipe, train_set), device, progress)
     return network

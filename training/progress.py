@@ -51,5 +51,5 @@ class ConsoleProgress:
             self.say(f"{stage.name} epoch {epoch + 1}/{epochs}  {shown}")
 
 
-def silent(*_: object) -> None:
+def silent(*_: object, **__: object) -> None:
     """Show nothing: a progress and a `say` for callers without a console."""

@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,18 +75,19 @@ def score_tolerance(calibration_scores: NDArray[np.float32]) -> float:
 
 
 def provenance(
-    recipe: Recipe, data: Mapping[str, ImageSet], device: torch.device, stage_seconds: dict[str, float], created: str
+    recipe: Recipe,
+    data: Sequence[ImageSetRecord],
+    device: torch.device,
+    stage_seconds: dict[str, float],
+    created: str,
 ) -> Provenance:
-    """Return where a bundle comes from; `data` holds its sets by role."""
+    """Return where a bundle comes from."""
     return Provenance(
         created=created,
         code_version=_code_version(),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
-        data=tuple(
-            ImageSetRecord(role=role, name=s.name, images=len(s), encoding=s.encoding, sha256=s.fingerprint)
-            for role, s in data.items()
-        ),
+        data=tuple(data),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=_hardware(device),
         stage_seconds={stage: round(seconds, 1) for stage, seconds in stage_seconds.items()},

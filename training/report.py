@@ -106,7 +106,7 @@ def model_card(bundle: Bundle) -> str:
         verdict=_words(manifest.verdict),
         threshold=f"{calibration.threshold:.4f}",
         further=_further(manifest),
-        data=_data_table(manifest),
+        data=_data_table(manifest) + _data_notes(manifest),
         tables=detection_table(manifest.evaluation) + "\n\n" + tables(manifest.evaluation)
         if manifest.evaluation
         else "",
@@ -234,6 +234,16 @@ def _mean(values: Sequence[float | None]) -> float:
 def _data_table(manifest: Manifest) -> str:
     rows = [[d.role, d.name, f"{d.images:,}", d.encoding, f"`{d.sha256[:12]}`"] for d in manifest.provenance.data]
     return _table(["role", "set", "images", "encoding", "sha256"], rows)
+
+
+def _data_notes(manifest: Manifest) -> str:
+    notes = [
+        f"{d.role}: {d.in_training:,} of its images are training images, pixel for pixel."
+        for d in manifest.provenance.data
+        if d.in_training
+    ]
+    notes += [f"{d.name}: {d.fitted:,} images had another size." for d in manifest.provenance.data if d.fitted]
+    return "".join(f"\n\n{note}" for note in dict.fromkeys(notes))
 
 
 def _recipe_rows(recipe: dict[str, object], prefix: str = "") -> list[list[str]]:

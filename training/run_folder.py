@@ -3,16 +3,17 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from training.errors import ResumeError
+from training.errors import ResumeError, WeightsError
 
 INPUTS = "inputs.json"
 WEIGHTS = "weights.safetensors"
@@ -100,14 +101,32 @@ def read_weights(folder: Path, network: nn.Module) -> None:
 
     Raises:
         ResumeError: the stage is not finished, or its weights are not this network's.
+        WeightsError: some are not finite.
     """
     path = folder / WEIGHTS
     if not is_done(folder):
         raise ResumeError(f"{path} is not there: run the stage {folder.name} first")
     try:
-        network.load_state_dict(load_file(path))
+        weights = load_file(path)
+        network.load_state_dict(weights)
     except (RuntimeError, SafetensorError) as err:
         raise ResumeError(f"{path} does not hold this network's weights: {err}") from err
+    require_finite(path, weights)
+
+
+def require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights with NaN or infinity in them: hours of training could only end in the same.
+
+    Raises:
+        WeightsError: the file, and the tensor that is not finite.
+    """
+    for name, tensor in weights.items():
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise WeightsError(
+                f"{path}: {bad:,} of {tensor.numel():,} values of {name} are not finite; remove the folder "
+                f"{path.parent} to make it anew"
+            )
 
 
 def _given(value: Any) -> Any:

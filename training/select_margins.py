@@ -10,6 +10,7 @@ from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from training.config import Margins, Recipe
 from training.datasets import ImageSet, split_validation
+from training.distributed import ALONE, Processes
 from training.errors import ResumeError
 from training.finetune import finetune_inputs, try_margins
 from training.run_folder import open_stage, require_inputs, write_json
@@ -28,6 +29,7 @@ def select_margins(
     device: torch.device,
     progress: Progress,
     say: Callable[[str], None],
+    processes: Processes = ALONE,
 ) -> Choice:
     """Fine-tune the classifier a little with each pair of margins, and choose the pair that validates best.
 
@@ -43,21 +45,30 @@ def select_margins(
         device: where to train.
         progress: watches each trial.
         say: is told which.
+        processes: those that train each trial together; the first one's choice holds.
 
     Raises:
         DataError: there are too few training images to hold any out.
         ResumeError: the classifier is not trained, or `folder` holds another recipe's selection.
         DivergedError: a trial's loss is not finite.
     """
-    open_stage(folder, _inputs(recipe, train_set, outliers, pretrained))
-    if (folder / CHOICE).exists():
-        return Choice.model_validate_json((folder / CHOICE).read_text())
+    if made := processes.first_does(lambda: _made(folder, _inputs(recipe, train_set, outliers, pretrained))):
+        return made
     held_out = split_validation(train_set, recipe.selection.validation_images, recipe.seed)[1]
 
     def trial(margins: Margins) -> Scorer:
         say(f"trying margins {margins}")
         network = try_margins(
-            recipe, margins, train_set, held_out, outliers, pretrained, folder / str(margins), device, progress
+            recipe,
+            margins,
+            train_set,
+            held_out,
+            outliers,
+            pretrained,
+            folder / str(margins),
+            device,
+            progress,
+            processes,
         )
         return Scorer(TorchRuntime(network, recipe.preprocess, device=device), recipe.preprocess, temperature=1.0)
 
@@ -66,8 +77,7 @@ def select_margins(
 
     sets = ValidationSets(held_out.images, held_out.labels, recipe.seed)
     choice = select({str(margins): deferred(margins) for margins in recipe.selection.pairs}, sets)
-    write_json(folder / CHOICE, choice.model_dump())
-    return choice
+    return processes.first_does(lambda: _kept(folder, choice))
 
 
 def chosen_margins(
@@ -83,6 +93,17 @@ def chosen_margins(
         raise ResumeError(f"{folder / CHOICE} is not there: run the stage {folder.name} first")
     chosen = Choice.model_validate_json((folder / CHOICE).read_text()).chosen
     return next(margins for margins in recipe.selection.pairs if str(margins) == chosen)
+
+
+def _made(folder: Path, inputs: dict[str, Any]) -> Choice | None:
+    open_stage(folder, inputs)
+    path = folder / CHOICE
+    return Choice.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def _kept(folder: Path, choice: Choice) -> Choice:
+    write_json(folder / CHOICE, choice.model_dump())
+    return choice
 
 
 def _inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:

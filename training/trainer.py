@@ -17,11 +17,13 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
 from training.config import ExecutionSpec, OptimisationSpec
+from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.losses import Objective
-from training.run_folder import is_done, open_stage, read_weights, write_json, write_weights
+from training.run_folder import is_done, open_stage, read_weights, require_finite, write_json, write_weights
 
 FINAL_LEARNING_RATE = 1e-6
+CHECKPOINT = "checkpoint.pt"
 CHECK_EVERY_STEPS = 20
 """Between two looks at the loss the device is not waited for."""
 AVERAGE_EVERY_STEPS = 50
@@ -31,7 +33,10 @@ STATISTICS_STEPS = 100
 
 
 class Batch(NamedTuple):
-    """Pixels uint8 (N + M, H, W, 3), the N in-distribution images first, and their labels int64 (N,)."""
+    """Pixels uint8 (N + M, H, W, 3), the N in-distribution images first, and their labels int64 (N,).
+
+    Of several processes each has its share of the pixels, and the labels of all.
+    """
 
     images: Tensor
     labels: Tensor
@@ -68,7 +73,7 @@ class Epoch(Figures):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: what is minimised, over which batches, how, and the folder of its results."""
+    """One stage of training: what is minimised, over which batches, how, where its results go, in which processes."""
 
     name: str
     objective: Objective
@@ -77,11 +82,12 @@ class Stage:
     execution: ExecutionSpec
     seed: int
     folder: Path
+    processes: Processes = ALONE
 
     @property
     def checkpoint(self) -> Path:
         """The state after the last whole epoch."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
 
 class Progress(Protocol):
@@ -108,13 +114,11 @@ def train_or_load(
         ResumeError: the folder was begun from other inputs.
         DivergedError: the loss is not finite.
     """
-    open_stage(stage.folder, inputs)
-    if is_done(stage.folder):
-        read_weights(stage.folder, network)
+    if stage.processes.first_does(lambda: _is_done(stage.folder, inputs)):
+        stage.processes.first_fills(network, lambda: read_weights(stage.folder, network))
         return
     history = train(NormalisedNetwork(network, preprocess), stage, device, progress)
-    write_json(stage.folder / "history.json", [asdict(epoch) for epoch in history])
-    write_weights(stage.folder, network)
+    stage.processes.first_does(lambda: _finish(stage.folder, network, history))
 
 
 def train(network: nn.Module, stage: Stage, device: torch.device, progress: Progress) -> list[Epoch]:
@@ -131,13 +135,14 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
         network.parameters(), spec.learning_rate, spec.momentum, weight_decay=spec.weight_decay, nesterov=True
     )
     average = AveragedModel(network) if spec.averaged_epochs else None
-    history = _restore(stage.checkpoint, network, optimizer, average, device)
-    forward = torch.compile(network, dynamic=False) if stage.execution.compile else network
+    history = _restore(stage, network, optimizer, average)
+    parallel = stage.processes.parallel(network, device)
+    forward = torch.compile(parallel, dynamic=False) if stage.execution.compile else parallel
     for epoch in range(len(history), spec.epochs):
-        finished = _train_epoch(network, forward, optimizer, average, stage, epoch, device, progress)
-        _require_finite(network, stage, epoch)
+        averaging = average if epoch >= spec.epochs - (spec.averaged_epochs or 0) else None
+        finished = _train_epoch(network, forward, optimizer, averaging, stage, epoch, device, progress)
         history.append(finished)
-        _save(stage.checkpoint, network, optimizer, average, history)
+        stage.processes.first_does(lambda: _keep(stage, network, optimizer, average, history))
         progress(stage, epoch, len(stage.batches), finished)
     if average is not None:
         _take_average(network, average, stage, device)
@@ -151,17 +156,19 @@ def _take_average(network: nn.Module, average: AveragedModel, stage: Stage, devi
     update_bn(islice(stage.batches(generator), STATISTICS_STEPS), network)  # takes the first of each batch, the images
 
 
-def learning_rate(step: int, steps: int, initial: float) -> float:
-    """Return the rate of step 0 <= `step` < `steps`: a half cosine from `initial` to 1e-6."""
+def learning_rate(step: int, steps: int, spec: OptimisationSpec) -> float:
+    """Return the rate of step 0 <= `step` < `steps`: a half cosine to 1e-6, or one rate where weights are averaged."""
+    if spec.averaged_epochs is not None:
+        return spec.learning_rate
     cosine = (1 + math.cos(math.pi * step / steps)) / 2
-    return FINAL_LEARNING_RATE + (initial - FINAL_LEARNING_RATE) * cosine
+    return FINAL_LEARNING_RATE + (spec.learning_rate - FINAL_LEARNING_RATE) * cosine
 
 
 def _train_epoch(
     network: nn.Module,
     forward: Callable[[Tensor], Any],
     optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
+    averaging: AveragedModel | None,
     stage: Stage,
     epoch: int,
     device: torch.device,
@@ -170,23 +177,21 @@ def _train_epoch(
     generator = _seed_epoch(stage, epoch, device)
     running = _Running(device)
     spec, steps = stage.optimisation, len(stage.batches)
-    averaging = average is not None and epoch >= spec.epochs - (spec.averaged_epochs or 0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=stage.execution.precision == "bfloat16")
     for step, batch in enumerate(stage.batches(generator)):
         for group in optimizer.param_groups:
-            if average is None:
-                group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec.learning_rate)
+            group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec)
         optimizer.zero_grad(set_to_none=True)
         with autocast:
-            output = forward(batch.images)
+            output = stage.processes.gather(forward(batch.images), len(batch.labels))
         loss = stage.objective(output, batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        stage.processes.backward(loss)
         optimizer.step()
-        if average is not None and averaging and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
-            average.update_parameters(network)
-        running.add(loss.detach(), output.logits.detach()[: len(batch.labels)], batch)
+        if averaging is not None and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
+            averaging.update_parameters(network)
+        running.add(loss.detach(), output.logits.detach(), batch.labels)
         if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
-            _check_finite(running, stage, epoch)
+            stage.processes.first_does(lambda: _check_finite(running, stage, epoch))
             progress(stage, epoch, step, running.figures())
     figures = running.figures()
     return Epoch(epoch=epoch, seconds=running.images / figures.images_per_s, **asdict(figures))
@@ -202,14 +207,14 @@ class _Running:
         self.correct = torch.zeros((), device=device)
         self.first_bad_step = torch.full((), -1, device=device)
 
-    def add(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         bad = ~torch.isfinite(loss) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.steps, self.first_bad_step)
         self.loss += loss
-        self.correct += (logits.argmax(dim=1) == batch.labels).sum()
+        self.correct += (logits[: len(labels)].argmax(dim=1) == labels).sum()
         self.steps += 1
-        self.labelled += len(batch.labels)
-        self.images += len(batch.images)
+        self.labelled += len(labels)
+        self.images += len(logits)
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
@@ -227,11 +232,18 @@ def _check_finite(running: _Running, stage: Stage, epoch: int) -> None:
         raise _diverged(f"the loss of {stage.name} is not finite at step {step}", stage, epoch)
 
 
-def _require_finite(network: nn.Module, stage: Stage, epoch: int) -> None:
-    """Keep weights that a last step blew up from replacing the last good checkpoint."""
+def _keep(
+    stage: Stage,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+    history: list[Epoch],
+) -> None:
+    """Save the state after the last epoch of `history`; weights that its last step blew up replace no good ones."""
     for name, tensor in network.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise _diverged(f"{name} is not finite after the last step", stage, epoch)
+            raise _diverged(f"{name} is not finite after the last step", stage, history[-1].epoch)
+    _save(stage.checkpoint, network, optimizer, average, history)
 
 
 def _diverged(what: str, stage: Stage, epoch: int) -> DivergedError:
@@ -246,7 +258,7 @@ def _seed_epoch(stage: Stage, epoch: int, device: torch.device) -> Generator:
     """Seed dropout, and return the generator of order and augmentation, for this epoch of this stage alone."""
     digest = hashlib.sha256(f"{stage.seed}/{stage.name}/{epoch}".encode()).digest()
     mixed = int.from_bytes(digest[:8], "big") >> 1
-    torch.manual_seed(mixed)
+    torch.manual_seed(stage.processes.own_seed(mixed))
     return Generator(device).manual_seed(mixed)
 
 
@@ -269,21 +281,47 @@ def _save(
     partial.replace(path)
 
 
-def _restore(
-    path: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: AveragedModel | None,
-    device: torch.device,
-) -> list[Epoch]:
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """Return the state that a stage's last whole epoch left, on the CPU; None before the first.
+
+    Raises:
+        ResumeError: the file is damaged.
+    """
     if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+    except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as err:
+        raise _no_checkpoint(path, err) from err
+
+
+def _restore(
+    stage: Stage, network: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> list[Epoch]:
+    state = stage.processes.first_does(lambda: read_checkpoint(stage.checkpoint))
+    if state is None:
         return []
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
+        require_finite(stage.checkpoint, state["network"])
         return [Epoch(**epoch) for epoch in state["history"]]
-    except (EOFError, KeyError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as err:
-        raise ResumeError(f"{path} is no checkpoint of this stage ({err}); remove it to train the stage anew") from err
+    except (KeyError, RuntimeError, TypeError, ValueError) as err:
+        raise _no_checkpoint(stage.checkpoint, err) from err
+
+
+def _no_checkpoint(path: Path, err: Exception) -> ResumeError:
+    return ResumeError(f"{path} is no checkpoint of this stage ({err}); remove it to train the stage anew")
+
+
+def _is_done(folder: Path, inputs: dict[str, Any]) -> bool:
+    open_stage(folder, inputs)
+    return is_done(folder)
+
+
+def _finish(folder: Path, network: nn.Module, history: list[Epoch]) -> None:
+    write_json(folder / "history.json", [asdict(epoch) for epoch in history])
+    write_weights(folder, network)

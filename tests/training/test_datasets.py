@@ -30,6 +30,7 @@ def test_folder_of_classes(image_sets: Path, train_set: ImageSet) -> None:
     assert train_set.classes[:3] == ("airplane", "automobile", "bird")
     np.testing.assert_array_equal(np.bincount(train_set.labels), [20] * 10)
     assert train_set.encoding == "lossless"
+    assert train_set.fitted == 0
     files = sorted((image_sets / "cifar10/train/bird").iterdir())
     np.testing.assert_array_equal(train_set.images[40], np.asarray(Image.open(files[0])))
     assert train_set.labels[40] == 2
@@ -109,6 +110,7 @@ def test_torchvision_set_of_files_goes_through_the_decoder(
     assert (loaded.classes, loaded.labels.tolist(), loaded.encoding) == (("banded", "woven"), [0, 0, 1], "jpeg")
     expected = images.load((folder / "images" / names[2]).read_bytes(), preprocess)
     np.testing.assert_array_equal(loaded.images[2], expected)
+    assert (loaded.fitted, loaded.where(2)) == (3, str(folder / "images" / names[2]))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +200,8 @@ def test_images_of_another_size_are_fitted(tmp_path: Path, preprocess: Preproces
     from_array = load_set("large", tmp_path, preprocess, None)
     from_file = load_set("files", tmp_path, preprocess, None)
     assert from_array.images.shape == (2, 32, 32, 3)
+    assert (from_array.fitted, from_file.fitted) == (2, 1)
+    assert (from_array.where(1), from_file.where(0)) == ("large[1]", str(tmp_path / "files/0.png"))
     np.testing.assert_array_equal(from_array.images[0], from_file.images[0])
 
 

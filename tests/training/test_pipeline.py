@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -71,6 +72,11 @@ def test_run_publishes_a_bundle_of_what_it_trained(run: Run, store: Store, folde
         "ood textures": 38,
     }
     assert [golden.file.rpartition(".")[2] for golden in manifest.golden] == ["png", "jpg", "jpg"] * 3 + ["png"]
+
+
+def test_evaluation_leaves_the_manifests_account_of_the_sets(run: Run, folder: Path) -> None:
+    left = json.loads((run.folder / "evaluate/sets.json").read_text())
+    assert left == [record.model_dump() for record in load_bundle(folder).manifest.provenance.data]
 
 
 def test_finetuning_moved_the_energies_apart(run: Run, folder: Path) -> None:
@@ -332,6 +338,43 @@ def test_killed_command_resumes_to_the_same_weights(run: Run, folder: Path, imag
     assert "finetune epoch 1/3" not in finished.stderr
     again = load_file(tmp_path / "store/tiny/1/weights.safetensors")
     assert all(torch.equal(value, again[key]) for key, value in load_file(folder / "weights.safetensors").items())
+
+
+def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
+    with subprocess.Popen(
+        [*OOD_TRAIN, "pretrain", "tiny", "--data", image_sets],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert any("pretrain epoch 2/12" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    kept = len(torch.load(tmp_path / "runs/tiny/pretrain/checkpoint.pt", weights_only=True)["history"])
+    assert f"interrupted: pretrain is kept up to epoch {kept} of 12, in runs/tiny; run the same command" in said
+    assert "Traceback" not in said
+
+
+def test_what_is_kept_is_the_last_stage_begun(run: Run, folder: Path, tmp_path: Path) -> None:
+    def elsewhere() -> str:
+        return replace(run, folder=tmp_path).kept()
+
+    assert elsewhere() == "no epoch was finished"
+    shutil.copytree(run.folder / "pretrain", tmp_path / "pretrain")
+    assert elsewhere().startswith(f"pretrain is done, in {tmp_path / 'pretrain'}; ")
+    shutil.copytree(run.folder / "finetune", tmp_path / "finetune")
+    (tmp_path / "finetune/weights.safetensors").unlink()
+    assert elsewhere().startswith(f"finetune is kept up to epoch 3 of 3, in {tmp_path}; ")
+
+
+def test_too_few_calibration_images_are_refused_before_anything_is_read(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.model_copy(update={"data": tiny.data.model_copy(update={"calibration_images": 18})})
+    with pytest.raises(DataError, match=r"n is 18; .*at least 19 .*raise data\.calibration_images"):
+        Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent)
 
 
 def test_run_command_starts_from_a_bundle_of_its_own_store(

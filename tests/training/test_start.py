@@ -1,5 +1,7 @@
 """Runs that start from a published bundle: whole, resumed and refused."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from model_store.bundle import read_manifest
-from model_store.errors import BundleNotFoundError, IntegrityError
-from model_store.store import Store
+from model_store.errors import BundleNotFoundError, GoldenMismatchError, IntegrityError
+from model_store.store import SHIPPED, Store
 from training.config import Recipe
 from training.datasets import ImageSet
 from training.errors import RecipeError, ResumeError
@@ -202,6 +204,26 @@ def test_damaged_bundle_is_refused(run: Run, published: Path, tmp_path: Path) ->
     weights.write_bytes(content)
     with pytest.raises(IntegrityError, match=r"weights\.safetensors has SHA-256"):
         replace(run, folder=tmp_path / "run", start_stores=(Store(tmp_path / "store"),)).pretrain()
+    assert not (tmp_path / "run/pretrain").exists()
+
+
+def test_bundle_whose_weights_are_not_finite_is_refused(run: Run, tmp_path: Path) -> None:
+    """Published so: its hashes are right."""
+    folder = tmp_path / "store/cifar10/1"
+    shutil.copytree(SHIPPED / "cifar10/1", folder)
+    weights = load_file(folder / "weights.safetensors")
+    weights["bn.running_var"][0] = torch.nan
+    save_file(weights, folder / "weights.safetensors")
+    content, manifest = (
+        (folder / "weights.safetensors").read_bytes(),
+        json.loads((folder / "manifest.json").read_text()),
+    )
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    manifest["files"]["weights.safetensors"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    starting = replace(run, recipe=_changed(run.recipe, start="cifar10@1"), folder=tmp_path / "run")
+    with pytest.raises(GoldenMismatchError, match="logits that are not finite; the weights are damaged"):
+        replace(starting, start_stores=(Store(tmp_path / "store"),)).pretrain()
     assert not (tmp_path / "run/pretrain").exists()
 
 

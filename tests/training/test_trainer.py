@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -23,7 +24,7 @@ from training.config import (
     Recipe,
 )
 from training.datasets import ImageSet
-from training.errors import DivergedError, ResumeError
+from training.errors import DivergedError, ResumeError, WeightsError
 from training.finetune import finetune
 from training.outlier_classes import outlier_pieces
 from training.pretrain import pretrain
@@ -269,9 +270,10 @@ def test_steps_are_nesterov_sgd_with_weight_decay_on_a_cosine(tmp_path: Path) ->
 
 
 def test_learning_rate_is_a_half_cosine() -> None:
-    assert learning_rate(0, 100, 0.1) == pytest.approx(0.1)
-    assert learning_rate(50, 100, 0.1) == pytest.approx((0.1 + 1e-6) / 2)
-    assert learning_rate(100, 100, 0.1) == pytest.approx(1e-6)
+    spec = OptimisationSpec(epochs=1, batch_size=2, learning_rate=0.1)
+    assert learning_rate(0, 100, spec) == pytest.approx(0.1)
+    assert learning_rate(50, 100, spec) == pytest.approx((0.1 + 1e-6) / 2)
+    assert learning_rate(100, 100, spec) == pytest.approx(1e-6)
 
 
 def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
@@ -308,6 +310,32 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ResumeError, match=r"checkpoint\.pt is no checkpoint"):
         train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1)), CPU, silent)
+
+
+def test_stage_that_holds_weights_that_are_not_finite_is_refused(
+    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    path = tmp_path / "run/pretrain/weights.safetensors"
+    weights = load_file(path)
+    weights["stem.weight"].view(-1)[:2] = torch.tensor([math.nan, math.inf])
+    save_file(weights, path)
+    message = rf"{path}: 2 of 432 values of stem\.weight are not finite; remove the folder {path.parent}"
+    with pytest.raises(WeightsError, match=message):
+        pretrain(recipe, train_set, path.parent, CPU, silent)
+    (tmp_path / "run/finetune/inputs.json").unlink()
+    with pytest.raises(WeightsError, match=message):
+        finetune(recipe, train_set, outliers, path.parent, tmp_path / "run/finetune", CPU, silent)
+
+
+def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    stage = _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(1), epochs=2)
+    train(Linear(), stage, CPU, silent)
+    state = torch.load(stage.checkpoint, weights_only=True)
+    state["network"]["weight"][0, 1] = math.nan
+    torch.save(state, stage.checkpoint)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt: 1 of 2 values of weight are not finite"):
+        train(Linear(), stage, CPU, silent)
 
 
 def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
