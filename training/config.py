@@ -3,7 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -72,22 +72,37 @@ class CrossEntropySpec(Frozen):
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
-class EnergyBoundedSpec(Frozen):
-    """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
+class _Margins(Frozen):
+    """Where the two squared hinges of an energy regulariser begin."""
 
-    kind: Literal["energy_bounded"] = "energy_bounded"
     margin_in: FiniteFloat
     margin_out: FiniteFloat
     weight: FiniteFloat = Field(default=0.1, ge=0)
 
     @model_validator(mode="after")
-    def _margins_are_ordered(self) -> "EnergyBoundedSpec":
+    def _margins_are_ordered(self) -> Self:
         if self.margin_in >= self.margin_out:
             raise ValueError(
                 f"margin_in is {self.margin_in}, margin_out {self.margin_out}; in-distribution energies are the lower "
                 "ones, so margin_in must be below margin_out (the paper: -23 and -5)"
             )
         return self
+
+
+class EnergyBoundedSpec(_Margins):
+    """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
+
+    kind: Literal["energy_bounded"] = "energy_bounded"
+
+
+class BalancedEnergySpec(_Margins):
+    """The same with outliers weighted by pi_k^gamma of the classes k that they resemble (Choi et al. 2023).
+
+    pi_k: the share of the outliers that the network takes for class k before it is fine-tuned.
+    """
+
+    kind: Literal["balanced_energy"] = "balanced_energy"
+    gamma: FiniteFloat = Field(default=0.5, ge=0)
 
 
 class OutlierExposureSpec(Frozen):
@@ -97,7 +112,16 @@ class OutlierExposureSpec(Frozen):
     weight: FiniteFloat = Field(default=0.5, ge=0)
 
 
-ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | OutlierExposureSpec
+OutlierObjectiveSpec = Annotated[
+    EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec, Field(discriminator="kind")
+]
+ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec
+
+
+class MiningSpec(Frozen):
+    """Of every batch's outliers only the hardest of each of so many clusters enters the objective."""
+
+    clusters: int = Field(ge=1)
 
 
 class OptimisationSpec(Frozen):
@@ -120,7 +144,17 @@ class FinetuneSpec(OptimisationSpec):
     outlier_batch_size: int = Field(ge=1)
     augment: AugmentSpec | None = None
     """Taken instead of the recipe's own, if given."""
-    objective: Annotated[EnergyBoundedSpec | OutlierExposureSpec, Field(discriminator="kind")]
+    objective: OutlierObjectiveSpec
+    mining: MiningSpec | None = None
+
+    @model_validator(mode="after")
+    def _outliers_fill_the_clusters(self) -> "FinetuneSpec":
+        if self.mining and self.mining.clusters > self.outlier_batch_size:
+            raise ValueError(
+                f"mining.clusters is {self.mining.clusters}, outlier_batch_size {self.outlier_batch_size}; every "
+                "cluster needs an outlier, so clusters must be at most outlier_batch_size"
+            )
+        return self
 
 
 class ExecutionSpec(Frozen):

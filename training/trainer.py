@@ -160,11 +160,11 @@ def _train_epoch(
             )
         optimizer.zero_grad(set_to_none=True)
         with autocast:
-            logits = forward(batch.images).logits
-        loss = stage.objective(logits, batch.labels)
+            output = forward(batch.images)
+        loss = stage.objective(output, batch.labels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        running.add(loss.detach(), logits.detach()[: len(batch.labels)], batch)
+        running.add(loss.detach(), output.logits.detach()[: len(batch.labels)], batch)
         if step % CHECK_EVERY_STEPS == 0 or step == len(stage.batches) - 1:
             _check_finite(running, stage, epoch)
             progress(stage, epoch, step, running.figures())

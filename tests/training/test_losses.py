@@ -5,14 +5,19 @@ import torch
 from pytorch_ood.loss import EnergyRegularizedLoss, OutlierExposureLoss
 from torch.nn import functional as F
 
-from training.config import CrossEntropySpec, EnergyBoundedSpec, OutlierExposureSpec
-from training.losses import energy_bounded, make_objective, outlier_exposure
+from model_store.networks import NetworkOutput
+from training.config import BalancedEnergySpec, CrossEntropySpec, EnergyBoundedSpec, OutlierExposureSpec
+from training.losses import balanced_energy, class_weights, energy_bounded, make_objective, outlier_exposure
 
 PAPER = EnergyBoundedSpec(margin_in=-23.0, margin_out=-5.0, weight=0.1)
 
 
 def _logits(scale: float) -> torch.Tensor:
     return (scale * torch.randn(24, 10, generator=torch.Generator().manual_seed(1))).requires_grad_()
+
+
+def _output(logits: torch.Tensor) -> NetworkOutput:
+    return NetworkOutput(logits=logits, features=torch.zeros(len(logits), 3))
 
 
 LABELS = torch.arange(8) % 10
@@ -23,7 +28,7 @@ ALL_LABELS = torch.cat([LABELS, torch.full((16,), -1)])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 30.0])
 def test_energy_fine_tuning_agrees_with_pytorch_ood_in_value_and_gradient(scale: float) -> None:
     ours, theirs = _logits(scale), _logits(scale)
-    loss = make_objective(PAPER)(ours, LABELS)
+    loss = make_objective(PAPER)(_output(ours), LABELS)
     expected = EnergyRegularizedLoss(alpha=0.1, margin_in=-23.0, margin_out=-5.0)(theirs, ALL_LABELS)
     torch.testing.assert_close(loss, expected)
     loss.backward()
@@ -34,7 +39,7 @@ def test_energy_fine_tuning_agrees_with_pytorch_ood_in_value_and_gradient(scale:
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 def test_outlier_exposure_agrees_with_pytorch_ood_in_gradient(scale: float) -> None:
     ours, theirs = _logits(scale), _logits(scale)
-    make_objective(OutlierExposureSpec(weight=0.5))(ours, LABELS).backward()
+    make_objective(OutlierExposureSpec(weight=0.5))(_output(ours), LABELS).backward()
     each = OutlierExposureLoss(alpha=0.5, reduction="none")(theirs, ALL_LABELS)
     (each[:8].mean() + each[8:].mean()).backward()  # its own mean would weigh the roles by their sizes
     torch.testing.assert_close(ours.grad, theirs.grad)
@@ -55,4 +60,51 @@ def test_outlier_exposure_of_equal_logits_is_log_k() -> None:
 
 def test_cross_entropy_ignores_nothing() -> None:
     logits = _logits(1.0)[:8]
-    torch.testing.assert_close(make_objective(CrossEntropySpec())(logits, LABELS), F.cross_entropy(logits, LABELS))
+    loss = make_objective(CrossEntropySpec())(_output(logits), LABELS)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, LABELS))
+
+
+def test_balanced_energy_by_hand() -> None:
+    """An outlier of one class alone weighs what that class does: hinges of 2, 1 and 0, weights of 3, 1 and 3."""
+    logits_in = torch.tensor([[10.0, -90.0], [30.0, -70.0]])  # energies -10 and -30 to float32
+    logits_out = torch.tensor([[7.0, -93.0], [-94.0, 6.0], [1.0, -99.0]])  # energies -7, -6, -1
+    found = balanced_energy(logits_in, logits_out, -23.0, -5.0, torch.tensor([3.0, 1.0]))
+    assert found.item() == pytest.approx(13**2 / 2 + (3 * 2**2 + 1 * 1**2 + 3 * 0) / (3 + 1 + 3), rel=1e-6)
+
+
+def test_balanced_energy_weighs_by_the_softmax_and_lets_no_gradient_through_the_weights() -> None:
+    logits_out = torch.tensor([[1.0, 3.0], [4.0, 2.0]], dtype=torch.float32, requires_grad=True)
+    weights = torch.tensor([0.9, 0.2])
+    found = balanced_energy(torch.full((1, 2), 99.0), logits_out, -23.0, -1.0, weights)
+    found.backward()
+    e, expected = math.e, []
+    z = [(0.9 * e + 0.2 * e**3) / (e + e**3), (0.9 * e**4 + 0.2 * e**2) / (e**4 + e**2)]
+    energies = [-math.log(e + e**3), -math.log(e**4 + e**2)]
+    assert found.item() == pytest.approx(sum(w * (-1 - x) ** 2 for w, x in zip(z, energies, strict=True)) / sum(z))
+    softmax = [[e / (e + e**3), e**3 / (e + e**3)], [e**4 / (e**4 + e**2), e**2 / (e**4 + e**2)]]
+    for w, x, p in zip(z, energies, softmax, strict=True):  # d energy / d logits = -softmax
+        expected.append([2 * w / sum(z) * (-1 - x) * share for share in p])
+    torch.testing.assert_close(logits_out.grad, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(("gamma", "counts"), [(0.0, [5, 0, 900]), (0.5, [7, 7, 7])])
+def test_balanced_energy_of_equal_weights_is_energy_bounded(gamma: float, counts: list[int]) -> None:
+    ours, plain = (torch.randn(24, 3, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in range(2))
+    labels = torch.arange(8) % 3
+    spec = BalancedEnergySpec(margin_in=-23.0, margin_out=5.0, weight=0.1, gamma=gamma)
+    loss = make_objective(spec, torch.tensor(counts))(_output(ours), labels)
+    expected = make_objective(PAPER.model_copy(update={"margin_out": 5.0}))(_output(plain), labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, plain.grad)
+
+
+def test_class_weights_are_powers_of_shares_and_none_is_zero() -> None:
+    found = class_weights(torch.tensor([0, 3, 12]), gamma=0.5)
+    torch.testing.assert_close(found, torch.tensor([1 / 18, 4 / 18, 13 / 18]).sqrt())
+
+
+def test_balanced_energy_without_counts_is_refused() -> None:
+    with pytest.raises(ValueError, match="outlier_classes"):
+        make_objective(BalancedEnergySpec(margin_in=-23.0, margin_out=-5.0))

@@ -145,7 +145,7 @@ def _stage(folder: Path, objective, batches, **optimisation: float) -> Stage:
 
 def test_steps_are_nesterov_sgd_with_weight_decay_on_a_cosine(tmp_path: Path) -> None:
     network = Linear()
-    train(network, _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(3)), CPU, silent)
+    train(network, _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(3)), CPU, silent)
     weight, velocity = [1.0, -1.0], [0.0, 0.0]
     for step in range(3):
         rate = 1e-6 + (0.1 - 1e-6) * (1 + math.cos(math.pi * step / 3)) / 2
@@ -165,9 +165,9 @@ def test_learning_rate_is_a_half_cosine() -> None:
 def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     calls = []
 
-    def objective(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def objective(output: NetworkOutput, labels: torch.Tensor) -> torch.Tensor:
         calls.append(None)
-        return logits.sum() * (math.nan if len(calls) == 47 else 1.0)  # step 6 of the second epoch of 40
+        return output.logits.sum() * (math.nan if len(calls) == 47 else 1.0)  # step 6 of the second epoch of 40
 
     with pytest.raises(DivergedError, match=r"not finite at step 6 of epoch 2.*epoch 1 stays at .*checkpoint\.pt"):
         train(Linear(), _stage(tmp_path, objective, OneBatch(40), epochs=3), CPU, silent)
@@ -179,10 +179,10 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tm
 def test_weights_that_the_last_step_blew_up_do_not_replace_the_checkpoint(tmp_path: Path) -> None:
     calls = []
 
-    def objective(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def objective(output: NetworkOutput, _: torch.Tensor) -> torch.Tensor:
         calls.append(None)
         # The last step of the second epoch: zero, with a gradient that is not finite.
-        return (logits.sum() * 0).sqrt() if len(calls) == 10 else logits.sum()
+        return (output.logits.sum() * 0).sqrt() if len(calls) == 10 else output.logits.sum()
 
     with pytest.raises(DivergedError, match=r"weight is not finite after the last step of epoch 2"):
         train(Linear(), _stage(tmp_path, objective, OneBatch(5), epochs=3), CPU, silent)
@@ -195,7 +195,7 @@ def test_weights_that_the_last_step_blew_up_do_not_replace_the_checkpoint(tmp_pa
 def test_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ResumeError, match=r"checkpoint\.pt is no checkpoint"):
-        train(Linear(), _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(1)), CPU, silent)
+        train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1)), CPU, silent)
 
 
 def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_stages_run_on_cuda(recipe: Recipe, train_set: ImageSet, outliers: Image
 
 
 def test_history_counts_what_was_trained(tmp_path: Path) -> None:
-    history = train(Linear(), _stage(tmp_path, lambda logits, _: logits.sum() * 0 + 2, OneBatch(4)), CPU, silent)
+    history = train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum() * 0 + 2, OneBatch(4)), CPU, silent)
     assert (history[0].epoch, history[0].loss) == (0, 2.0)
     assert history[0].accuracy == 0.5  # logits (1, -1) are class 0 for both; the labels are 0 and 1
     assert history[0].images_per_s * history[0].seconds == pytest.approx(8)

@@ -1,0 +1,68 @@
+"""Choices by validation outliers alone: margins, scores, hyperparameters. Nothing here can reach a test set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.manifest import Frozen, Percent
+from training.metrics import fpr95
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """How one candidate scores the validation images: real (N,), and each kind of validation outliers: real (M,).
+
+    Higher = more in-distribution. error: the share in [0, 1] of the validation images that it classifies wrongly; it
+    decides between candidates that tell outliers apart equally well.
+    """
+
+    in_distribution: NDArray[Any]
+    outliers: Mapping[str, NDArray[Any]]
+    error: float = 0.0
+
+
+class Candidate(Frozen):
+    """One candidate's figures on the validation images, in percent."""
+
+    fpr95: Percent
+    """The mean over the kinds of validation outliers, each counting alike."""
+    fpr95_by_kind: dict[str, Percent]
+    error: Percent
+
+
+class Choice(Frozen):
+    """What was chosen, and the figures of all that there was to choose from, by name."""
+
+    chosen: str
+    candidates: dict[str, Candidate]
+
+
+def choose(scores: Mapping[str, ValidationScores]) -> Choice:
+    """Return the candidate of the lowest mean FPR95; of equal ones the one with fewer errors, then the first.
+
+    scores: by the candidate's name, all on the same images.
+
+    Raises:
+        ValueError: no candidates, no outliers, other outliers for one than for another, or scores that are no finite
+            real numbers (N,).
+    """
+    if not scores:
+        raise ValueError("there are no candidates to choose from")
+    kinds = {name: tuple(candidate.outliers) for name, candidate in scores.items()}
+    first = next(iter(kinds.values()))
+    if other := next((name for name, given in kinds.items() if given != first or not given), None):
+        raise ValueError(f"{other} has validation outliers {kinds[other]}; expected {first}, at least one kind")
+    candidates = {name: _figures(candidate) for name, candidate in scores.items()}
+    chosen = min(candidates, key=lambda name: (candidates[name].fpr95, candidates[name].error))
+    return Choice(chosen=chosen, candidates=candidates)
+
+
+def _figures(scores: ValidationScores) -> Candidate:
+    by_kind = {
+        kind: 100 * fpr95(in_distribution=scores.in_distribution, out_of_distribution=outliers)
+        for kind, outliers in scores.outliers.items()
+    }
+    return Candidate(fpr95=float(np.mean(list(by_kind.values()))), fpr95_by_kind=by_kind, error=100 * scores.error)
