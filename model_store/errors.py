@@ -53,6 +53,10 @@ class NetworkMismatchError(BundleError):
     """The weights are not those of the network that the manifest names."""
 
 
+class ScoreMismatchError(BundleError):
+    """The fitted statistics are not those of the scores that the manifest names."""
+
+
 class GoldenMismatchError(BundleError):
     """A golden image did not get its expected class and negative energy."""
 

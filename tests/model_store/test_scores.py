@@ -1,4 +1,5 @@
 import math
+from decimal import Context, Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pytorch_ood.detector import EnergyBased, MaxSoftmax
 from scipy.special import logsumexp, softmax
 
-from model_store.scores import energy, max_softmax, negative_energy
+from model_store.scores import energy, gen, max_logit, max_softmax, negative_energy
 
 LOGITS = arrays(
     np.float32,
@@ -68,3 +69,45 @@ def test_logits_of_another_shape_or_type_are_refused(logits: torch.Tensor) -> No
 def test_temperature_not_above_zero_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         negative_energy(torch.zeros(1, 2), temperature)
+
+
+def _generalised_entropy(logits: list[float], gamma: float, top_classes: int) -> float:
+    """In the hundred digits that a sceptic needs."""
+    with localcontext(Context(prec=100)):
+        powers = [Decimal(logit).exp() for logit in logits]
+        ordered = sorted((power / sum(powers) for power in powers), reverse=True)[:top_classes]
+        exponent = Decimal(str(gamma))
+        return float(-sum(p**exponent * (1 - p) ** exponent for p in ordered))
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0, 8.0, 15.0, 30.0, 80.0])
+@pytest.mark.parametrize(("gamma", "top_classes"), [(0.1, 100), (0.5, 2), (1.0, 1)])
+def test_gen_by_hand_in_a_hundred_digits(gap: float, gamma: float, top_classes: int) -> None:
+    """Also of an image so sure that 1 - p is 0 in float32: the scores of those differ, and their order counts."""
+    logits = [gap, 0.0, -1.0, -2.5]
+    expected = _generalised_entropy(logits, gamma, top_classes)
+    found = float(gen(torch.tensor([logits]), gamma, top_classes))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_gen_of_even_odds_by_hand() -> None:
+    assert float(gen(torch.zeros(1, 2))) == pytest.approx(-2 * 0.25**0.1)
+    assert float(gen(torch.zeros(1, 4), gamma=1.0, top_classes=3)) == pytest.approx(-3 * 3 / 16)
+
+
+@given(LOGITS)
+def test_max_logit_is_the_greatest(logits: np.ndarray) -> None:
+    np.testing.assert_array_equal(max_logit(torch.from_numpy(logits)), logits.max(axis=1))
+
+
+@given(LOGITS)
+def test_gen_is_finite_and_at_most_zero(logits: np.ndarray) -> None:
+    found = gen(torch.from_numpy(logits)).numpy()
+    assert np.isfinite(found).all()
+    assert (found <= 0).all()
+
+
+@pytest.mark.parametrize(("gamma", "top_classes"), [(0.0, 5), (-1.0, 5), (math.nan, 5), (0.1, 0)])
+def test_gen_parameters_not_above_zero_are_refused(gamma: float, top_classes: int) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        gen(torch.zeros(1, 2), gamma, top_classes)

@@ -1,0 +1,40 @@
+"""Scores from one forward pass. Higher means more in-distribution, except where a name says energy alone."""
+
+from model_store.scores.gaussian import Mahalanobis, RelativeMahalanobis
+from model_store.scores.logits import (
+    Gen,
+    MaxLogit,
+    MaxSoftmax,
+    NegativeEnergy,
+    energy,
+    gen,
+    max_logit,
+    max_softmax,
+    negative_energy,
+)
+from model_store.scores.nearest import Knn
+from model_store.scores.reshaped import React, Scale
+from model_store.scores.restore import restore_score
+from model_store.scores.score import Head, OnePassScore
+from model_store.scores.virtual_logit import Vim
+
+__all__ = [
+    "Gen",
+    "Head",
+    "Knn",
+    "Mahalanobis",
+    "MaxLogit",
+    "MaxSoftmax",
+    "NegativeEnergy",
+    "OnePassScore",
+    "React",
+    "RelativeMahalanobis",
+    "Scale",
+    "Vim",
+    "energy",
+    "gen",
+    "max_logit",
+    "max_softmax",
+    "negative_energy",
+    "restore_score",
+]

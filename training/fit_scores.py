@@ -1,0 +1,184 @@
+"""What scores take from training images: fitted on the features of un-augmented ones, in float64, stored in float32."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from model_store.manifest import (
+    KnnSpec,
+    MahalanobisSpec,
+    ReactSpec,
+    RelativeMahalanobisSpec,
+    ScoreSpec,
+    VimSpec,
+)
+from model_store.scores import Head, OnePassScore, restore_score
+from training.errors import DataError
+
+_ROWS_AT_ONCE = 8192
+"""Rows that are float64 at a time."""
+
+
+def needs_fitting(spec: ScoreSpec) -> bool:
+    """Return whether a score takes anything from training images."""
+    return isinstance(spec, ReactSpec | KnnSpec | MahalanobisSpec | RelativeMahalanobisSpec | VimSpec)
+
+
+def require_fittable(spec: ScoreSpec, images: int, width: int) -> None:
+    """Say, before anything is computed, whether so many training images with so many features each can do.
+
+    Raises:
+        DataError: they can't; what the score needs is named.
+    """
+    if needs_fitting(spec) and images < 2:
+        raise DataError(f"{spec.kind} is fitted on {images} training images; it needs at least 2")
+    if isinstance(spec, KnnSpec) and images < spec.k:
+        raise DataError(
+            f"knn has {images} training images for its reference rows; k = {spec.k} needs at least {spec.k}: give more "
+            "images, or lower k"
+        )
+    if isinstance(spec, VimSpec) and not 1 <= spec.residual_of(width) < width:
+        raise DataError(
+            f"vim has residual_dimension {spec.residual_of(width)} of {width} features; it must be 1 to {width - 1}"
+        )
+
+
+def fit_score(
+    spec: ScoreSpec, features: Tensor, labels: Tensor | NDArray[np.int64], head: tuple[Tensor, Tensor]
+) -> OnePassScore:
+    """Return the score that `spec` describes, fitted on training images.
+
+    Args:
+        spec: which score, with its hyperparameters.
+        features: float32 (N, D), penultimate, of un-augmented training images.
+        labels: int64 (N,), their classes, in 0 to K - 1.
+        head: the network's last layer, weight float32 (K, D) and bias float32 (K,).
+
+    Raises:
+        DataError: the images are too few, a class has none, or their features are not finite or never vary.
+        ValueError: a tensor is of another shape or dtype.
+    """
+    layer = Head(*(part.detach().cpu() for part in head))
+    rows, classes = features.detach().cpu(), torch.as_tensor(labels).cpu()
+    _require_tensors(rows, classes, layer)
+    require_fittable(spec, len(rows), rows.shape[1])
+    if bad := int((~torch.isfinite(rows)).sum()):
+        raise DataError(
+            f"{bad} of {rows.numel()} training features are not finite; {spec.kind} can't be fitted on them"
+        )
+    return restore_score(spec, _fitted(spec, rows, classes, layer), layer)
+
+
+def _fitted(spec: ScoreSpec, features: Tensor, labels: Tensor, head: Head) -> dict[str, Tensor]:
+    match spec:
+        case ReactSpec():
+            return {"clip": torch.tensor(np.quantile(features.numpy(), spec.percentile), dtype=torch.float32)}
+        case KnnSpec():
+            rows = stratified_rows(labels.numpy(), spec.reference_rows, spec.seed)
+            return {"reference": F.normalize(features[torch.from_numpy(rows)], dim=1)}
+        case MahalanobisSpec():
+            return _class_gaussians(features, labels, len(head.weight), spec.ridge)
+        case RelativeMahalanobisSpec():
+            mean = _mean(features)
+            return _class_gaussians(features, labels, len(head.weight), spec.ridge) | {
+                "background_mean": mean.float(),
+                "background_whitening": _whitening(_covariance(features, mean[None]), spec.ridge),
+            }
+        case VimSpec():
+            return _vim(features, head, spec.residual_of(features.shape[1]))
+        case _:
+            return {}
+
+
+def stratified_rows(labels: NDArray[np.int64], rows: int, seed: int) -> NDArray[np.int64]:
+    """Return `rows` of the indices of labels, ascending: of each class its share of all, drawn by the seed.
+
+    All of them where there are no more. What rounding down leaves goes to the classes that lost most by it.
+    """
+    if len(labels) <= rows:
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    exact = np.bincount(labels) * (rows / len(labels))
+    shares = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: rows - shares.sum()]] += 1
+    drawn = [
+        generator.choice(np.flatnonzero(labels == label), share, replace=False)
+        for label, share in enumerate(shares)
+        if share
+    ]
+    return np.sort(np.concatenate(drawn))
+
+
+def _class_gaussians(features: Tensor, labels: Tensor, classes: int, ridge: float) -> dict[str, Tensor]:
+    counts = torch.bincount(labels, minlength=classes)
+    if empty := (counts == 0).nonzero().flatten().tolist():
+        raise DataError(f"class {', '.join(map(str, empty))} has no training images; every class mean needs at least 1")
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    for rows in _pieces(len(features)):
+        sums.index_add_(0, labels[rows], features[rows].double())
+    means = sums / counts[:, None]
+    return {"class_means": means.float(), "whitening": _whitening(_covariance(features, means, labels), ridge)}
+
+
+def _covariance(features: Tensor, means: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return the mean outer product of features minus their means, float64 (D, D): the row's class's, or the one."""
+    width = features.shape[1]
+    scatter = torch.zeros(width, width, dtype=torch.float64)
+    for rows in _pieces(len(features)):
+        centred = features[rows].double() - (means if labels is None else means[labels[rows]])
+        scatter += centred.T @ centred
+    return scatter / len(features)
+
+
+def _whitening(covariance: Tensor, ridge: float) -> Tensor:
+    """Return A float32 (D, D) with A A' = (covariance + ridge * mean variance * I)^-1."""
+    mean_variance = covariance.diagonal().mean()
+    if not mean_variance > 0:
+        raise DataError("the training features never vary within what the score compares; it can't be fitted on them")
+    values, vectors = torch.linalg.eigh(covariance)
+    whitening: Tensor = vectors / (values.clamp(min=0) + ridge * mean_variance).sqrt()
+    return whitening.float()
+
+
+def _vim(features: Tensor, head: Head, residual_dimension: int) -> dict[str, Tensor]:
+    weight, bias = head.weight.double(), head.bias.double()
+    origin = -torch.linalg.pinv(weight) @ bias
+    ascending = torch.linalg.eigh(_covariance(features, origin[None])).eigenvectors
+    residual = ascending[:, :residual_dimension]
+    largest = outside = 0.0
+    for rows in _pieces(len(features)):
+        piece = features[rows].double()
+        largest += float((piece @ weight.T + bias).amax(dim=1).sum())
+        outside += float(((piece - origin) @ residual).norm(dim=1).sum())
+    if not (outside > 0 and largest > 0):
+        raise DataError(
+            f"vim's alpha is the mean greatest logit, {largest / len(features):.4g} on these training images, over the "
+            f"mean residual norm, {outside / len(features):.4g}; both must be above 0"
+        )
+    alpha = torch.tensor(largest / outside, dtype=torch.float32)
+    return {"origin": origin.float(), "residual": residual.float().contiguous(), "alpha": alpha}
+
+
+def _mean(features: Tensor) -> Tensor:
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for rows in _pieces(len(features)):
+        total += features[rows].double().sum(dim=0)
+    return total / len(features)
+
+
+def _pieces(rows: int) -> Iterator[slice]:
+    return (slice(at, at + _ROWS_AT_ONCE) for at in range(0, rows, _ROWS_AT_ONCE))
+
+
+def _require_tensors(features: Tensor, labels: Tensor, head: Head) -> None:
+    classes, width = head.weight.shape
+    if features.dtype != torch.float32 or features.ndim != 2 or features.shape[1] != width:
+        raise ValueError(f"features are {features.dtype} {tuple(features.shape)}; expected float32 (N, {width})")
+    if labels.dtype != torch.int64 or labels.shape != features.shape[:1]:
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(features)},)")
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}; expected 0 to {classes - 1}")
