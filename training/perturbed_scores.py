@@ -13,6 +13,8 @@ from torch import Tensor
 
 from model_store.networks import NetworkOutput, NormalisedNetwork
 from model_store.predictor import BATCH_SIZE
+from model_store.scores import Mahalanobis
+from model_store.scores.gaussian import Whitened
 
 OutputScore = Callable[[NetworkOutput], Tensor]
 """From logits and features to float32 (N,), higher = more in-distribution, differentiable."""
@@ -45,14 +47,36 @@ def odin(
     return np.exp(perturbed(network, images, log_confidence, epsilons))
 
 
+def perturbed_mahalanobis(
+    network: NormalisedNetwork, images: NDArray[np.uint8], fitted: Mahalanobis, *, epsilons: Sequence[float]
+) -> NDArray[np.float32]:
+    """Return -min_c d_c(x')^2 for each epsilon, float32 (len(epsilons), N), at most 0 (Lee et al., 2018).
+
+    x' = x - epsilon sign(grad_x min_c d_c(x)^2) / std, with x the normalised image and epsilon in the pixel range
+    [0, 1]. The distances are of the penultimate features alone, without the authors' ensemble of layers, as in
+    Liu et al. 2020. Half of it, as is usual, would rank the same.
+
+    Args:
+        network: put in evaluation mode; it computes on the device of its weights, in float32.
+        images: uint8 (N, H, W, 3), N >= 1.
+        fitted: the one-pass score of the same network's features, wherever it stands.
+        epsilons: one or more, each at least 0; 0 leaves the images as they are.
+
+    Raises:
+        ValueError: images or epsilons are not of this kind.
+        FloatingPointError: a score is not finite.
+    """
+    device = network.mean.device
+    placed = Whitened(fitted.classes.means.to(device), fitted.classes.whitening.to(device))
+    return perturbed(network, images, Mahalanobis(placed), epsilons)
+
+
 def perturbed(
     network: NormalisedNetwork, images: NDArray[np.uint8], score: OutputScore, epsilons: Sequence[float]
 ) -> NDArray[np.float32]:
     """Return `score` of images that were moved to raise it, for each epsilon, float32 (len(epsilons), N).
 
-    x' = x + epsilon sign(grad_x score(x)) / std, with x the normalised image. With the Mahalanobis score it is the
-    input perturbation of Lee et al., 2018 (of the penultimate features alone, without their ensemble of layers):
-    there score(x) belongs to the class whose mean is nearest.
+    x' = x + epsilon sign(grad_x score(x)) / std, with x the normalised image.
 
     Args:
         network: put in evaluation mode; it computes on the device of its weights, in float32.

@@ -5,10 +5,12 @@ from pytorch_ood.detector import ODIN
 from pytorch_ood.detector.mahalanobis import MahalanobisODIN
 from torch import Tensor
 
-from model_store.manifest import PreprocessSpec, WideResNetSpec
-from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
+from model_store.manifest import MahalanobisSpec, PreprocessSpec, WideResNetSpec
+from model_store.networks import NormalisedNetwork, build_network
+from model_store.scores import Head
 from training.datasets import ImageSet
-from training.perturbed_scores import odin, perturbed
+from training.fit_scores import fit_score
+from training.perturbed_scores import odin, perturbed, perturbed_mahalanobis
 
 EPSILONS = (0.0, 0.0014, 0.0048)
 
@@ -53,21 +55,6 @@ def test_odin_agrees_with_pytorch_ood(
         np.testing.assert_allclose(scores, expected, atol=1e-4 * np.ptp(expected), rtol=0)
 
 
-def gaussian(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return class means (K, D) and the inverse of pytorch-ood's tied scatter matrix (D, D)."""
-    means = torch.stack([features[labels == label].mean(dim=0) for label in labels.unique()])
-    centred = features - means[labels]
-    return means, torch.linalg.inv(centred.T @ centred + 1e-6 * torch.eye(features.shape[1]))
-
-
-def mahalanobis_score(means: Tensor, precision: Tensor):
-    def score(output: NetworkOutput) -> Tensor:
-        centred = output.features[:, None, :] - means
-        return -(centred @ precision * centred).sum(dim=2).amin(dim=1) / 2
-
-    return score
-
-
 def test_perturbed_mahalanobis_agrees_with_pytorch_ood(
     network: NormalisedNetwork, preprocess: PreprocessSpec, train_set: ImageSet, images: np.ndarray
 ) -> None:
@@ -75,12 +62,15 @@ def test_perturbed_mahalanobis_agrees_with_pytorch_ood(
     with torch.no_grad():
         features = network(torch.from_numpy(train_set.images)).features
     labels = torch.from_numpy(train_set.labels)
+    fitted = fit_score(MahalanobisSpec(), features, labels, Head.of(network.network))
+    means, whitening = fitted.statistics["class_means"], fitted.statistics["whitening"]
     epsilons = (0.0, 0.002, 0.01)
-    ours = perturbed(network, images, mahalanobis_score(*gaussian(features, labels)), epsilons)
+    ours = perturbed_mahalanobis(network, images, fitted, epsilons=epsilons)
     for epsilon, scores in zip(epsilons, ours, strict=True):
         theirs = MahalanobisODIN(lambda x: network.network(x).features, eps=epsilon, norm_std=std(preprocess))
-        theirs.fit_features(features, labels)
-        expected = -theirs.predict(normalised(network, images)).numpy()
+        # The same Gaussians: theirs inverts a sum of outer products in float32, which is right to three digits.
+        theirs._base.mu, theirs._base.precision = means, whitening @ whitening.T
+        expected = -2 * theirs.predict(normalised(network, images)).numpy()  # theirs: half of it, higher for OOD
         np.testing.assert_allclose(scores, expected, atol=1e-4 * np.ptp(expected), rtol=0)
 
 
