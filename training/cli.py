@@ -1,5 +1,7 @@
 """ood-train: from images to a calibrated bundle."""
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,12 @@ from training.errors import TrainingError
 from training.pipeline import Run, evaluate_bundle
 from training.progress import ConsoleProgress
 from training.publish import bundle_ref
+from training.reproduce.benchmark import read_benchmark
+from training.reproduce.methods import read_only
+from training.reproduce.report import REPORT, renew, write_report
+from training.reproduce.results import RESULTS, read_results, write_text
+from training.reproduce.run import Reproduction
+from training.reproduce.size import read_size
 from training.run_folder import exclusive
 
 app = typer.Typer(
@@ -126,6 +134,42 @@ def publish(
     with _opened(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command()
+def reproduce(
+    out: Annotated[Path, typer.Option("--out", help="The folder of the results.")],
+    data: DataOption = DATA,
+    size: Annotated[Path, typer.Option("--size", help="paper, cpu, tests, or a file of one's own.")] = Path("paper"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="An in-distribution set, experiment, network or method; repeatable, or by commas."),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run the paper's experiments, and those past it; after a kill, run it again to go on.
+
+    Every result is written as it is made: results.json, and at the end report.md with figures.
+    """
+    names = [name for given in only or () for name in given.split(",")]
+    sizes, benchmark = read_size(size), read_benchmark()
+    chosen, wanted = _device(device), read_only(names, sizes, benchmark)
+    command = shlex.join(["ood-train", *sys.argv[1:]])
+    with exclusive(out), ConsoleProgress(console) as progress:
+        Reproduction(benchmark, sizes, wanted, data, out, command, chosen, progress, progress.say).all()
+        write_report(out, progress.say)
+    typer.echo(out / REPORT)
+
+
+@app.command("report")
+def renew_report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder with a results.json of `ood-train reproduce`.")],
+    into: Annotated[Path | None, typer.Option(help="Renew the summary between this document's markers too.")] = None,
+) -> None:
+    """Write report.md and the figures anew from results.json and the scores beside it."""
+    write_report(out, console.print)
+    if into is not None:
+        write_text(into, renew(into.read_text(), read_results(out / RESULTS)))
 
 
 @app.command("data")
