@@ -6,15 +6,34 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from training.config import AugmentSpec, JpegAugment
+from training.config import AugmentSpec, JpegAugment, ResizeAugment
+from training.resampling import KERNELS, rescale
 
 
 def augment(images: Tensor, spec: AugmentSpec, generator: Generator) -> Tensor:
-    """Return changed copies of uint8 (N, H, W, 3); every image draws its own flip, crop, noise and JPEG quality."""
+    """Return changed copies of uint8 (N, H, W, 3); every image draws its own resize, flip, crop, noise, JPEG quality.
+
+    In the order in which it happens to a photograph. Resized after the crop, the edge of its padding would be blurred,
+    which no image brings along; after the noise, it would be averaged away; after JPEG, so would the blocks.
+    """
+    if spec.resize is not None:
+        images = _resize_share(images, spec.resize, generator)
     images = _flip_and_crop(images, spec, generator)
     if spec.noise_sd_max > 0:
         images = _noisy(images, spec.noise_sd_max, generator)
     return images if spec.jpeg is None else _jpeg_share(images, spec.jpeg, generator)
+
+
+def _resize_share(images: Tensor, spec: ResizeAugment, generator: Generator) -> Tensor:
+    chosen = _share(images, spec.share, generator)
+    unit = torch.rand(chosen.shape, generator=generator, device=images.device)
+    kernel = torch.randint(len(KERNELS), chosen.shape, generator=generator, device=images.device)
+    scale = spec.scale_min + (spec.scale_max - spec.scale_min) * unit
+    return images.index_copy(0, chosen, rescale(images[chosen], scale, kernel))
+
+
+def _share(images: Tensor, share: float, generator: Generator) -> Tensor:
+    return torch.randperm(len(images), generator=generator, device=images.device)[: round(share * len(images))]
 
 
 def _flip_and_crop(images: Tensor, spec: AugmentSpec, generator: Generator) -> Tensor:
@@ -40,7 +59,7 @@ def _noisy(images: Tensor, sd_max: float, generator: Generator) -> Tensor:
 
 
 def _jpeg_share(images: Tensor, spec: JpegAugment, generator: Generator) -> Tensor:
-    chosen = torch.randperm(len(images), generator=generator, device=images.device)[: round(spec.share * len(images))]
+    chosen = _share(images, spec.share, generator)
     quality = torch.randint(
         spec.quality_min, spec.quality_max + 1, chosen.shape, generator=generator, device=images.device
     )

@@ -9,6 +9,7 @@ from torch import Generator
 from training.augment import augment
 from training.config import AugmentSpec
 from training.datasets import ImageSet, PlacedImages
+from training.synthetic_outliers import synthetic_outliers
 from training.trainer import Batch
 
 
@@ -27,10 +28,14 @@ class LabelledBatches:
 
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches."""
+        for batch in self.as_stored(generator):
+            yield Batch(augment(batch.images, self.spec, generator), batch.labels)
+
+    def as_stored(self, generator: Generator) -> Iterator[Batch]:
+        """Yield one epoch of batches that are not augmented yet."""
         order = torch.randperm(len(self.images), generator=generator, device=self.device)
         for index in torch.split(order, self.batch_size):
-            images = augment(self.images.take(index), self.spec, generator)
-            yield Batch(images, self.labels[index])
+            yield Batch(self.images.take(index), self.labels[index])
 
 
 class OutlierBatches:
@@ -58,3 +63,24 @@ class OutlierBatches:
             index = self.order[(start + step * self.batch_size + reach) % n]
             outliers = augment(self.images.take(index), self.labelled.spec, generator)
             yield Batch(torch.cat([batch.images, outliers]), batch.labels)
+
+
+class SyntheticOutlierBatches:
+    """Batches of labelled images, each followed by outliers made of those very images as they are stored.
+
+    Both roles are augmented after that, alike: made of augmented images, outliers would be noisy and JPEG twice over.
+    """
+
+    def __init__(self, labelled: LabelledBatches, batch_size: int) -> None:
+        self.labelled = labelled
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def __call__(self, generator: Generator) -> Iterator[Batch]:
+        """Yield one epoch of batches, as many as the labelled images fill."""
+        for batch in self.labelled.as_stored(generator):
+            outliers = synthetic_outliers(batch.images, self.batch_size, generator)
+            images = [augment(role, self.labelled.spec, generator) for role in (batch.images, outliers)]
+            yield Batch(torch.cat(images), batch.labels)

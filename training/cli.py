@@ -87,6 +87,18 @@ def pretrain(
 
 
 @app.command()
+def select(
+    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+) -> None:
+    """Choose the margins, if the recipe asks for it, by outliers made of held-out training images."""
+    with _opened(recipe, data, run_folder, device) as opened:
+        choice = opened.select()
+    for margins, figures in choice.candidates.items():
+        mark = "  <- chosen" if margins == choice.chosen else ""
+        typer.echo(f"margins {margins}: FPR95 {figures.fpr95:.2f} %, error {figures.error:.2f} %{mark}")
+
+
+@app.command()
 def finetune(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
@@ -177,11 +189,14 @@ def show_data(recipe: RecipeArgument = Path("cifar10"), data: DataOption = DATA)
     """Show which of a recipe's image sets are there, and how to get the others."""
     table = Table("role", "set", "found", box=None)
     missing = []
-    for role, source in read_recipe(recipe).data.sources().items():
+    spec = read_recipe(recipe).data
+    for role, source in spec.sources().items():
         found = locate(source, data)
         table.add_row(role, source, str(found) if found else "[red]missing[/]")
         if found is None:
             missing.append(source)
+    if spec.outliers_are_synthetic:
+        table.add_row("outliers", spec.outliers, f"made of {spec.train}")
     Console().print(table)
     for source in missing:
         typer.echo(f"\n{source}: {how_to_get(source, data)}")

@@ -2,8 +2,9 @@
 
 import re
 import tomllib
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -12,8 +13,11 @@ from pydantic_core import ErrorDetails
 from model_store.manifest import BundleName, Fraction, Frozen, NetworkSpec, OpenFraction, PreprocessSpec
 from model_store.networks import build_network
 from training.errors import RecipeError
+from training.synthetic_outliers import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"
+SYNTHETIC = "synthetic"
+"""Stands for a set of outliers: they are made of the training images."""
 
 
 class DataSpec(Frozen):
@@ -22,6 +26,7 @@ class DataSpec(Frozen):
     train: str
     test: str
     outliers: str
+    """A set, or `synthetic`: made of each batch's own training images."""
     far_ood: dict[str, str] = Field(default_factory=dict)
     near_ood: dict[str, str] = Field(default_factory=dict)
     """OOD test sets by the name they get in tables; the far ones make the mean."""
@@ -36,10 +41,16 @@ class DataSpec(Frozen):
             raise ValueError(f"{', '.join(sorted(twice))} stands in far_ood and near_ood; each OOD set is one of them")
         return self
 
+    @property
+    def outliers_are_synthetic(self) -> bool:
+        """Whether outliers are made instead of read."""
+        return self.outliers == SYNTHETIC
+
     def sources(self) -> dict[str, str]:
-        """Return every set's source by its role."""
+        """Return every set's source by its role; synthetic outliers have none."""
         ood = {f"ood {name}": source for name, source in (self.far_ood | self.near_ood).items()}
-        return {"train": self.train, "outliers": self.outliers, "test": self.test} | ood
+        outliers = {} if self.outliers_are_synthetic else {"outliers": self.outliers}
+        return {"train": self.train} | outliers | {"test": self.test} | ood
 
 
 class JpegAugment(Frozen):
@@ -56,6 +67,20 @@ class JpegAugment(Frozen):
         return self
 
 
+class ResizeAugment(Frozen):
+    """Scale a share of every batch down and back up, each image by a factor and a kernel of its own."""
+
+    share: Fraction
+    scale_min: float = Field(gt=0, le=1)
+    scale_max: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> "ResizeAugment":
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min is {self.scale_min}, above scale_max {self.scale_max}")
+        return self
+
+
 class AugmentSpec(Frozen):
     """Random changes of each training image, the same for in-distribution and outliers."""
 
@@ -64,6 +89,8 @@ class AugmentSpec(Frozen):
     noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
     """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
     jpeg: JpegAugment | None = None
+    resize: ResizeAugment | None = None
+    """Before all else: what was resized was so before it was cropped, noisy and stored."""
 
 
 class CrossEntropySpec(Frozen):
@@ -72,15 +99,14 @@ class CrossEntropySpec(Frozen):
     kind: Literal["cross_entropy"] = "cross_entropy"
 
 
-class _Margins(Frozen):
-    """Where the two squared hinges of an energy regulariser begin."""
+class Margins(Frozen):
+    """The energies at which the two squared hinges of an energy regulariser begin."""
 
     margin_in: FiniteFloat
     margin_out: FiniteFloat
-    weight: FiniteFloat = Field(default=0.1, ge=0)
 
     @model_validator(mode="after")
-    def _margins_are_ordered(self) -> Self:
+    def _are_ordered(self) -> "Margins":
         if self.margin_in >= self.margin_out:
             raise ValueError(
                 f"margin_in is {self.margin_in}, margin_out {self.margin_out}; in-distribution energies are the lower "
@@ -88,14 +114,44 @@ class _Margins(Frozen):
             )
         return self
 
+    def __str__(self) -> str:
+        return f"in{self.margin_in:.10g}_out{self.margin_out:.10g}"
 
-class EnergyBoundedSpec(_Margins):
+
+class _WithMargins(Frozen):
+    """An objective with two margins; both are absent where `finetune.selection` chooses them."""
+
+    margin_in: FiniteFloat | None = None
+    margin_out: FiniteFloat | None = None
+    weight: FiniteFloat = Field(default=0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _margins_are_a_pair(self) -> Self:
+        if (self.margin_in is None) != (self.margin_out is None):
+            raise ValueError(f"margin_in is {self.margin_in}, margin_out {self.margin_out}; give both or neither")
+        if self.margin_in is not None:
+            _ = self.margins
+        return self
+
+    @property
+    def margins(self) -> Margins:
+        """The margins.
+
+        Raises:
+            ValueError: there are none yet.
+        """
+        if self.margin_in is None or self.margin_out is None:
+            raise ValueError("the objective has no margins; finetune.selection is to choose them")
+        return Margins(margin_in=self.margin_in, margin_out=self.margin_out)
+
+
+class EnergyBoundedSpec(_WithMargins):
     """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
 
     kind: Literal["energy_bounded"] = "energy_bounded"
 
 
-class BalancedEnergySpec(_Margins):
+class BalancedEnergySpec(_WithMargins):
     """The same with outliers weighted by pi_k^gamma of the classes k that they resemble (Choi et al. 2023).
 
     pi_k: the share of the outliers that the network takes for class k before it is fine-tuned.
@@ -124,6 +180,33 @@ class MiningSpec(Frozen):
     clusters: int = Field(ge=1)
 
 
+class SelectionSpec(Frozen):
+    """Margins chosen by validation outliers: each pair is tried for a few epochs, without the validation images.
+
+    `validation_images` are held out of the training images for as long, besides the calibration images.
+    """
+
+    margin_in: tuple[FiniteFloat, ...] = Field(min_length=1)
+    margin_out: tuple[FiniteFloat, ...] = Field(min_length=1)
+    epochs: int = Field(ge=1)
+    validation_images: int = Field(ge=2)
+    chosen: Margins | None = None
+    """What came out, as a published recipe has it; no pair is tried then."""
+
+    @model_validator(mode="after")
+    def _pairs_are_margins(self) -> "SelectionSpec":
+        for name, values in (("margin_in", self.margin_in), ("margin_out", self.margin_out)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} is {values}; each value is tried once")
+        _ = self.pairs
+        return self
+
+    @property
+    def pairs(self) -> tuple[Margins, ...]:
+        """Every margin_in with every margin_out."""
+        return tuple(Margins(margin_in=i, margin_out=o) for i, o in product(self.margin_in, self.margin_out))
+
+
 class OptimisationSpec(Frozen):
     """SGD with Nesterov momentum; the learning rate falls from its first value to 1e-6 on a half cosine, per step."""
 
@@ -146,6 +229,16 @@ class FinetuneSpec(OptimisationSpec):
     """Taken instead of the recipe's own, if given."""
     objective: OutlierObjectiveSpec
     mining: MiningSpec | None = None
+    selection: SelectionSpec | None = None
+
+    @model_validator(mode="after")
+    def _margins_come_from_one_place(self) -> "FinetuneSpec":
+        if isinstance(self.objective, OutlierExposureSpec):
+            if self.selection:
+                raise ValueError("selection chooses margins, and objective outlier_exposure has none")
+        elif (self.objective.margin_in is None) == (self.selection is None):
+            raise ValueError("give margin_in and margin_out in the objective, or [finetune.selection] to choose them")
+        return self
 
     @model_validator(mode="after")
     def _outliers_fill_the_clusters(self) -> "FinetuneSpec":
@@ -217,6 +310,54 @@ class Recipe(Frozen):
         if (self.pretrain is None) == (self.start is None):
             raise ValueError("give either [pretrain], a classifier from scratch, or start, a published bundle")
         return self
+
+    @model_validator(mode="after")
+    def _batches_hold_every_kind(self) -> "Recipe":
+        if self.data.outliers_are_synthetic and self.finetune.outlier_batch_size < len(KINDS):
+            raise ValueError(
+                f"outlier_batch_size is {self.finetune.outlier_batch_size}; synthetic outliers are of {len(KINDS)} "
+                "kinds, and every batch needs one of each"
+            )
+        return self
+
+    def with_chosen(self, margins: Margins) -> "Recipe":
+        """Return the recipe with what its selection chose written beside it, as it is published."""
+        selection = self.selection.model_copy(update={"chosen": margins})
+        return self._with_finetune(selection=selection)
+
+    def settled(self) -> "Recipe":
+        """Return the recipe with the chosen margins in its objective, and nothing left to select.
+
+        Raises:
+            RecipeError: they are still to be chosen.
+        """
+        if self.finetune.selection is None:
+            return self
+        if self.finetune.selection.chosen is None:
+            raise RecipeError(f"recipe {self.name} has no margins yet: run the stage select first")
+        return self._with_margins(self.finetune.selection.chosen)
+
+    def trial(self, margins: Margins) -> "Recipe":
+        """Return the recipe of the few epochs by which its selection tries margins."""
+        return self._with_margins(margins)._with_finetune(epochs=self.selection.epochs)
+
+    @property
+    def selection(self) -> SelectionSpec:
+        """How margins are chosen.
+
+        Raises:
+            RecipeError: the recipe gives them.
+        """
+        if self.finetune.selection is None:
+            raise RecipeError(f"recipe {self.name} has no [finetune.selection]: its margins are given")
+        return self.finetune.selection
+
+    def _with_margins(self, margins: Margins) -> "Recipe":
+        objective = self.finetune.objective.model_copy(update=margins.model_dump())
+        return self._with_finetune(objective=objective, selection=None)
+
+    def _with_finetune(self, **changes: Any) -> "Recipe":
+        return self.model_copy(update={"finetune": self.finetune.model_copy(update=changes)})
 
     @model_validator(mode="after")
     def _network_exists(self) -> "Recipe":

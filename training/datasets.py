@@ -60,6 +60,10 @@ class ImageSet:
         """Return the images at `index`, in that order, of the same pixels and under the same fingerprint."""
         return replace(self, rows=self.rows[index], labels=self.labels[index])
 
+    def without(self, other: "ImageSet") -> "ImageSet":
+        """Return the images that are not in `other`, a subset of the same pixels, in their order."""
+        return self.subset(np.flatnonzero(~np.isin(self.rows, other.rows)))
+
 
 def locate(source: str, data_dir: Path) -> Path | None:
     """Return where a set of a recipe is, or None if it is not there.
@@ -153,21 +157,33 @@ def split_calibration(train: ImageSet, calibration_images: int, seed: int) -> tu
     Raises:
         DataError: a class would have no image left to train on.
     """
+    return _hold_out(train, calibration_images, np.random.default_rng(seed), "calibration_images")
+
+
+def split_validation(train: ImageSet, validation_images: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split what is trained on once more, alike, into (what a trial is trained on, what it is judged by).
+
+    Raises:
+        DataError: a class would have no image left to train on.
+    """
+    return _hold_out(train, validation_images, np.random.default_rng([seed, 1]), "validation_images")
+
+
+def _hold_out(train: ImageSet, images: int, generator: np.random.Generator, key: str) -> tuple[ImageSet, ImageSet]:
     num_classes = len(train.classes)
-    generator = np.random.default_rng(seed)
-    shares = np.full(num_classes, calibration_images // num_classes)
-    shares[: calibration_images % num_classes] += 1
-    held_out = []
+    shares = np.full(num_classes, images // num_classes)
+    shares[: images % num_classes] += 1
+    chosen = []
     for label, share in enumerate(shares):
         members = np.flatnonzero(train.labels == label)
         if share >= len(members):
             raise DataError(
                 f"{train.name} has {len(members)} images of class {train.classes[label]}; holding out {share} of them "
-                f"for calibration (calibration_images = {calibration_images}) leaves none to train on"
+                f"({key} = {images}) leaves none to train on"
             )
-        held_out.append(generator.choice(members, share, replace=False))
-    calibration = np.sort(np.concatenate(held_out))
-    return train.subset(np.setdiff1d(np.arange(len(train)), calibration)), train.subset(calibration)
+        chosen.append(generator.choice(members, share, replace=False))
+    held_out = np.sort(np.concatenate(chosen))
+    return train.subset(np.setdiff1d(np.arange(len(train)), held_out)), train.subset(held_out)
 
 
 class PlacedImages:

@@ -7,29 +7,34 @@ import torch
 from torch import nn
 
 from model_store.networks import build_network
-from training.batches import LabelledBatches, OutlierBatches
-from training.config import Recipe
+from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
+from training.config import SYNTHETIC, BalancedEnergySpec, Margins, Recipe
 from training.datasets import ImageSet
 from training.losses import make_objective
+from training.mining import mined
+from training.outlier_classes import outlier_pieces, remembered_classes
 from training.pretrain import pretrain_inputs
-from training.run_folder import read_weights, require_inputs, weights_sha256
+from training.run_folder import open_stage, read_weights, require_inputs, weights_sha256
 from training.trainer import Progress, Stage, train_or_load
 
 
-def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, pretrained: Path) -> dict[str, Any]:
-    """Return all that the fine-tuned weights depend on, the classifier in the folder `pretrained` among it."""
+def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
+    """Return all that the fine-tuned weights depend on, the classifier in the folder `pretrained` among it.
+
+    outliers: None if they are made of the training images.
+    """
     return {
         **pretrain_inputs(recipe, train_set),
         "finetune": recipe.finetune.model_dump(exclude_none=True),
         "classifier": weights_sha256(pretrained),
-        "outliers": {"sha256": outliers.fingerprint, "images": len(outliers)},
+        "outliers": SYNTHETIC if outliers is None else {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
 
 
 def finetune(
     recipe: Recipe,
     train_set: ImageSet,
-    outliers: ImageSet,
+    outliers: ImageSet | None,
     pretrained: Path,
     folder: Path,
     device: torch.device,
@@ -37,23 +42,84 @@ def finetune(
 ) -> nn.Module:
     """Fine-tune the classifier in the folder `pretrained`, or resume or load what `folder` holds; return it.
 
+    outliers: None to make them of the training images.
+
     Raises:
+        RecipeError: the margins are still to be chosen.
         ResumeError: the classifier is not trained, or `folder` holds another recipe's network.
         DivergedError: the loss is not finite.
     """
-    network = build_network(recipe.network)
     require_inputs(pretrained, pretrain_inputs(recipe, train_set))
+    inputs = finetune_inputs(recipe, train_set, outliers, pretrained)
+    return _from_classifier(
+        recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress
+    )
+
+
+def try_margins(
+    recipe: Recipe,
+    margins: Margins,
+    train_set: ImageSet,
+    validation: ImageSet,
+    outliers: ImageSet | None,
+    pretrained: Path,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+) -> nn.Module:
+    """Fine-tune with these margins for the epochs of the recipe's selection, without the images of `validation`.
+
+    Every pair of margins is tried on the same batches. As resumable as the fine-tuning itself.
+
+    train_set: the recipe's, from which the validation images are taken away here.
+
+    Raises:
+        ResumeError: the classifier is not trained, or `folder` holds another trial.
+        DivergedError: the loss is not finite.
+    """
+    require_inputs(pretrained, pretrain_inputs(recipe, train_set))
+    trial = recipe.trial(margins)
+    inputs = {
+        **finetune_inputs(trial, train_set, outliers, pretrained),
+        "validation_images": len(validation),
+    }
+    shown = train_set.without(validation)
+    return _from_classifier(trial, shown, outliers, pretrained, "select", folder, inputs, device, progress)
+
+
+def _from_classifier(
+    recipe: Recipe,
+    train_set: ImageSet,
+    outliers: ImageSet | None,
+    pretrained: Path,
+    name: str,
+    folder: Path,
+    inputs: dict[str, Any],
+    device: torch.device,
+    progress: Progress,
+) -> nn.Module:
+    open_stage(folder, inputs)  # before anything is kept there
+    network, spec = build_network(recipe.network), recipe.finetune
     read_weights(pretrained, network)
-    labelled = LabelledBatches(train_set, recipe.finetune.batch_size, recipe.finetune.augment or recipe.augment, device)
+    labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device)
+    batches = (
+        SyntheticOutlierBatches(labelled, spec.outlier_batch_size)
+        if outliers is None
+        else OutlierBatches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
+    )
+    classes = None
+    if isinstance(spec.objective, BalancedEnergySpec):
+        pieces = outlier_pieces(outliers, train_set, recipe.seed)
+        classes = torch.from_numpy(remembered_classes(folder, network, recipe.preprocess, pieces, device)).to(device)
+    objective = make_objective(spec.objective, classes)
     stage = Stage(
-        name="finetune",
-        objective=make_objective(recipe.finetune.objective),
-        batches=OutlierBatches(labelled, outliers, recipe.finetune.outlier_batch_size, recipe.seed),
-        optimisation=recipe.finetune,
+        name=name,
+        objective=mined(objective, spec.mining.clusters) if spec.mining else objective,
+        batches=batches,
+        optimisation=spec,
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
     )
-    inputs = finetune_inputs(recipe, train_set, outliers, pretrained)
     train_or_load(network, recipe.preprocess, stage, inputs, device, progress)
     return network

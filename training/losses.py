@@ -68,7 +68,7 @@ def make_objective(spec: ObjectiveSpec, outlier_classes: Tensor | None = None) -
     takes for each class before it is fine-tuned.
 
     Raises:
-        ValueError: balanced energy without them.
+        ValueError: balanced energy without them, or an objective without its margins.
     """
     match spec:
         case CrossEntropySpec():
@@ -78,23 +78,23 @@ def make_objective(spec: ObjectiveSpec, outlier_classes: Tensor | None = None) -
 
             return classification
         case EnergyBoundedSpec():
-            margin_in, margin_out = spec.margin_in, spec.margin_out
+            margins = spec.margins
 
             def energy_fine_tuning(output: NetworkOutput, labels: Tensor) -> Tensor:
                 logits_in, logits_out = _by_role(output, labels)
-                regulariser = energy_bounded(logits_in, logits_out, margin_in, margin_out)
+                regulariser = energy_bounded(logits_in, logits_out, margins.margin_in, margins.margin_out)
                 return F.cross_entropy(logits_in, labels) + spec.weight * regulariser
 
             return energy_fine_tuning
         case BalancedEnergySpec():
             if outlier_classes is None:
                 raise ValueError("balanced energy needs outlier_classes: count them before the first step")
-            margin_in, margin_out = spec.margin_in, spec.margin_out
+            margins = spec.margins
             weights = class_weights(outlier_classes, spec.gamma)
 
             def balanced_fine_tuning(output: NetworkOutput, labels: Tensor) -> Tensor:
                 logits_in, logits_out = _by_role(output, labels)
-                regulariser = balanced_energy(logits_in, logits_out, margin_in, margin_out, weights)
+                regulariser = balanced_energy(logits_in, logits_out, margins.margin_in, margins.margin_out, weights)
                 return F.cross_entropy(logits_in, labels) + spec.weight * regulariser
 
             return balanced_fine_tuning

@@ -19,17 +19,26 @@ from model_store.store import SHIPPED, Store
 from training import report
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
-from training.datasets import ImageSet, load_set, require_classes, require_one_encoding, split_calibration
+from training.datasets import (
+    ImageSet,
+    load_set,
+    require_classes,
+    require_one_encoding,
+    split_calibration,
+    split_validation,
+)
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, TestSets, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, read_weights, require_inputs, weights_sha256, write_json
+from training.select_margins import chosen_margins, select_margins
+from training.selection import Choice
 from training.start import start, untuned_figures
 from training.trainer import Progress
 
-PRETRAIN, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "finetune", "calibrate", "evaluate"
+PRETRAIN, SELECT, FINETUNE, CALIBRATE, EVALUATE = "pretrain", "select", "finetune", "calibrate", "evaluate"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Run:
         """
         self.check()
         self.pretrain()
+        if self._selects_margins:
+            self.select()
         self.finetune()
         if not self._is_evaluated():
             self.evaluate()
@@ -70,6 +81,8 @@ class Run:
         require_one_encoding(list(self._sets_by_role().values()))
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
+        if self._selects_margins:
+            split_validation(self._train_set, self.recipe.selection.validation_images, self.recipe.seed)
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, or take the published one that the recipe starts from."""
@@ -78,10 +91,28 @@ class Run:
             return start(self.recipe, self._train_set, self.start_stores, folder, self.device, self.say)
         return pretrain(self.recipe, self._train_set, folder, self.device, self.progress)
 
+    def select(self) -> Choice:
+        """Choose the margins by outliers made of held-out training images; no test set is read for it.
+
+        Raises:
+            RecipeError: the recipe gives its margins.
+        """
+        _ = self.recipe.selection
+        return select_margins(
+            self.recipe,
+            self._train_set,
+            self._outliers,
+            self.folder / PRETRAIN,
+            self.folder / SELECT,
+            self.device,
+            self.progress,
+            self.say,
+        )
+
     def finetune(self) -> nn.Module:
         """Drive the energies of in-distribution images and of outliers apart."""
         return finetune(
-            self.recipe,
+            self._with_margins,
             self._train_set,
             self._outliers,
             self.folder / PRETRAIN,
@@ -141,13 +172,13 @@ class Run:
         evaluation = Evaluation.model_validate_json(path.read_text())
         created = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         draft = draft_bundle(
-            self.recipe,
+            self._with_margins,
             self._network(FINETUNE),
             self._predictor,
             self._calibrated,
             self._split[1],
             evaluation,
-            provenance(self.recipe, self._sets_by_role(), self.device, self._stage_seconds(), created),
+            provenance(self._with_margins, self._sets_by_role(), self.device, self._stage_seconds(), created),
         )
         return publish(store, draft)
 
@@ -178,10 +209,26 @@ class Run:
         )
 
     @cached_property
-    def _outliers(self) -> ImageSet:
+    def _outliers(self) -> ImageSet | None:
+        """The outliers, or None if they are made of the training images."""
+        if self.recipe.data.outliers_are_synthetic:
+            return None
         outliers = self._load(self.recipe.data.outliers)
         require_one_encoding([self._train_set, outliers])
         return outliers
+
+    @property
+    def _selects_margins(self) -> bool:
+        selection = self.recipe.finetune.selection
+        return selection is not None and selection.chosen is None
+
+    @cached_property
+    def _with_margins(self) -> Recipe:
+        """The recipe with its margins, once they are chosen."""
+        if not self._selects_margins:
+            return self.recipe
+        folders = self.folder / PRETRAIN, self.folder / SELECT
+        return self.recipe.with_chosen(chosen_margins(self.recipe, self._train_set, self._outliers, *folders))
 
     @cached_property
     def _calibrated(self) -> Calibrated:
@@ -215,7 +262,7 @@ class Run:
     def _inputs(self, stage: str) -> dict[str, Any]:
         if stage == PRETRAIN:
             return pretrain_inputs(self.recipe, self._train_set)
-        return finetune_inputs(self.recipe, self._train_set, self._outliers, self.folder / PRETRAIN)
+        return finetune_inputs(self._with_margins, self._train_set, self._outliers, self.folder / PRETRAIN)
 
     def _network(self, stage: str) -> nn.Module:
         network = build_network(self.recipe.network)
@@ -233,16 +280,23 @@ class Run:
         if sets.test.classes != train.classes:
             raise DataError(f"{sets.test.name} has classes {sets.test.classes}; {train.name} has {train.classes}")
         ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
-        return {"train": train, "calibration": held_out, "outliers": self._outliers, "test": sets.test} | ood
+        # Synthetic outliers are recorded by what they are made of.
+        outliers = {"synthetic outliers": train} if self._outliers is None else {"outliers": self._outliers}
+        return {"train": train, "calibration": held_out} | outliers | {"test": sets.test} | ood
 
     def _fingerprints(self) -> dict[str, str]:
         return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}
 
     def _stage_seconds(self) -> dict[str, float]:
         trained = (FINETUNE,) if self.recipe.start else (PRETRAIN, FINETUNE)
-        histories = {stage: self.folder / stage / "history.json" for stage in trained}
+        histories = {stage: [self.folder / stage / "history.json"] for stage in trained}
+        if self._selects_margins:
+            histories[SELECT] = [
+                self.folder / SELECT / str(pair) / "history.json" for pair in self.recipe.selection.pairs
+            ]
         return {
-            stage: sum(epoch["seconds"] for epoch in json.loads(path.read_text())) for stage, path in histories.items()
+            stage: sum(epoch["seconds"] for path in paths for epoch in json.loads(path.read_text()))
+            for stage, paths in histories.items()
         }
 
 

@@ -56,7 +56,7 @@ def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
     path = folder / INPUTS
     if not path.exists():
         raise ResumeError(f"{folder} is empty: run the stage {folder.name} first")
-    earlier, given = json.loads(path.read_text()), json.loads(json.dumps(inputs))
+    earlier, given = (_given(json.loads(text)) for text in (path.read_text(), json.dumps(inputs)))
     if earlier != given:
         raise ResumeError(
             f"{folder} was made with {_first_difference(earlier, given)}; "
@@ -108,6 +108,13 @@ def read_weights(folder: Path, network: nn.Module) -> None:
         network.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as err:
         raise ResumeError(f"{path} does not hold this network's weights: {err}") from err
+
+
+def _given(value: Any) -> Any:
+    """Return `value` without the keys that are None: a folder from before there was a key goes on without it."""
+    if isinstance(value, dict):
+        return {key: _given(each) for key, each in value.items() if each is not None}
+    return value
 
 
 def _first_difference(earlier: Any, given: Any, where: str = "") -> str:

@@ -1,14 +1,34 @@
 """Choices by validation outliers alone: margins, scores, hyperparameters. Nothing here can reach a test set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model_store.manifest import Frozen, Percent
+from model_store.predictor import Scorer
 from training.metrics import fpr95
+from training.validation_outliers import validation_outliers
+
+
+@dataclass(frozen=True)
+class ValidationSets:
+    """Training images that were held out, uint8 (N, H, W, 3), their labels int64 (N,), and outliers made of them.
+
+    There is no way to hand in outliers: a set of OOD images that is to be tested on cannot come in here.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    seed: int
+
+    @cached_property
+    def outliers(self) -> dict[str, NDArray[np.uint8]]:
+        """The validation outliers by kind, drawn by the seed."""
+        return validation_outliers(self.images, self.seed)
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,21 @@ class Choice(Frozen):
 
     chosen: str
     candidates: dict[str, Candidate]
+
+
+def select(candidates: Mapping[str, Callable[[], Scorer]], sets: ValidationSets) -> Choice:
+    """Return the candidate network whose negative energy tells the validation images best from their outliers.
+
+    candidates: by name, what trains or loads the network; called one after the other, each judged before the next.
+    """
+    return choose({name: validate(candidate(), sets) for name, candidate in candidates.items()})
+
+
+def validate(scorer: Scorer, sets: ValidationSets) -> ValidationScores:
+    """Return a network's negative energies of the validation images and outliers, and its error."""
+    scored = scorer.score(sets.images)
+    outliers = {kind: scorer.score(images).negative_energy for kind, images in sets.outliers.items()}
+    return ValidationScores(scored.negative_energy, outliers, float((scored.class_id != sets.labels).mean()))
 
 
 def choose(scores: Mapping[str, ValidationScores]) -> Choice:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model_store.networks import build_network
-from training.config import RECIPES, AugmentSpec, EnergyBoundedSpec, read_recipe
+from training.config import RECIPES, AugmentSpec, EnergyBoundedSpec, Recipe, read_recipe
 from training.errors import RecipeError
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -47,6 +47,14 @@ def test_paper_recipe_is_the_papers() -> None:
 
 
 TINY = (RECIPES / "tiny.toml").read_text()
+MARGINS = TINY[TINY.index('kind = "energy_bounded"') : TINY.index(" }\n", TINY.index("margin_in")) + 3]
+SELECTION = """
+[finetune.selection]
+margin_in = [-9, -8]
+margin_out = [-2.5, -3]
+epochs = 1
+validation_images = 20
+"""
 PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
 
 
@@ -80,6 +88,27 @@ PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
         ("seed = 0", 'seed = 0\nstart = "cifar10"', ("start: ", "start is 'cifar10'", "as in cifar10@1")),
         ("seed = 0", 'seed = 0\nstart = "cifar10@0"', ("start is 'cifar10@0'",)),
         ("seed = 0", 'seed = 0\nstart = "a@b@1"', ("start is 'a@b@1'",)),
+        (", margin_out = -3.0", "", ("margin_in is -8.0, margin_out None", "both or neither")),
+        ("margin_in = -8.0, margin_out = -3.0, ", "", ("finetune: ", "or [finetune.selection]")),
+        ("[execution]", SELECTION + "\n[execution]", ("finetune: ", "or [finetune.selection]")),
+        (MARGINS, 'kind = "outlier_exposure" }\n' + SELECTION + "#", ("outlier_exposure has none",)),
+        (
+            MARGINS,
+            f"kind = 'energy_bounded' }}\n{SELECTION.replace('-9', '-2')}#",
+            ("margin_in is -2.0, margin_out -2.5",),
+        ),
+        (MARGINS, f"kind = 'energy_bounded' }}\n{SELECTION.replace('-9', '-8')}#", ("each value is tried once",)),
+        (
+            "outlier_batch_size = 50",
+            "outlier_batch_size = 50\nmining = { clusters = 51 }",
+            ("clusters is 51", "size 50"),
+        ),
+        (
+            "outlier_batch_size = 50",
+            "outlier_batch_size = 50\nmining = { clusters = 0 }",
+            ("mining.clusters", "given 0"),
+        ),
+        ("[augment]", "[augment]\nresize = { share = 1, scale_min = 0.9, scale_max = 0.8 }", ("scale_min is 0.9",)),
         ("[execution]", "[calibrate]\nalpha = 1.5\n\n[execution]", ("calibrate.alpha", "given 1.5")),
     ],
 )
@@ -105,6 +134,32 @@ def test_file_that_is_no_recipe_is_refused(tmp_path: Path, content: bytes) -> No
 def test_recipe_that_starts_from_a_bundle_trains_no_classifier(further: Callable[[str], Path]) -> None:
     recipe = read_recipe(further("cifar10@12"))
     assert (recipe.start, recipe.pretrain) == ("cifar10@12", None)
+
+
+def test_synthetic_outliers_need_a_batch_for_every_kind(tmp_path: Path) -> None:
+    text = TINY.replace('"outliers/train"', '"synthetic"')
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    assert read_recipe(path).data.sources().keys() == {"train", "test", "ood svhn", "ood textures"}
+    path.write_text(text.replace("outlier_batch_size = 50", "outlier_batch_size = 8"))
+    with pytest.raises(RecipeError, match="outlier_batch_size is 8; synthetic outliers are of 9 kinds"):
+        read_recipe(path)
+
+
+def test_selection_settles_the_margins_and_is_published_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(TINY.replace(MARGINS, 'kind = "energy_bounded", weight = 0.2 }\n' + SELECTION))
+    recipe = read_recipe(path)
+    pairs = recipe.selection.pairs
+    assert [str(pair) for pair in pairs] == ["in-9_out-2.5", "in-9_out-3", "in-8_out-2.5", "in-8_out-3"]
+    with pytest.raises(RecipeError, match="run the stage select first"):
+        recipe.settled()
+    expected = EnergyBoundedSpec(margin_in=-9, margin_out=-3, weight=0.2)
+    published = Recipe.model_validate(recipe.with_chosen(pairs[1]).model_dump(mode="json"))
+    assert published.settled().finetune.objective == expected
+    trial = recipe.trial(pairs[1]).finetune
+    assert (trial.objective, trial.epochs, trial.selection) == (expected, 1, None)
+    assert recipe.trial(pairs[0]).finetune.objective.margins.margin_out == -2.5
 
 
 def test_unknown_recipe_names_those_there_are() -> None:

@@ -18,6 +18,7 @@ from training.datasets import (
     require_classes,
     require_one_encoding,
     split_calibration,
+    split_validation,
 )
 from training.errors import DataError
 
@@ -286,3 +287,18 @@ def test_large_folder_is_streamed_from_a_memory_map(
     index = torch.tensor([3, 149, 0])
     np.testing.assert_array_equal(placed.take(index).numpy(), expected.images[index.numpy()])
     assert {path.name for path in tmp_path.iterdir()} == {"train"}
+
+
+def test_validation_images_are_held_out_besides_the_calibration_images(train_set: ImageSet) -> None:
+    fit, calibration = split_calibration(train_set, 50, seed=3)
+    shown, validation = split_validation(fit, 30, seed=3)
+    rows = [set(part.rows.tolist()) for part in (calibration, shown, validation)]
+    assert [len(part) for part in rows] == [50, 120, 30]
+    assert set.union(*rows) == set(range(200))
+    assert np.bincount(validation.labels).tolist() == [3] * 10
+    np.testing.assert_array_equal(split_validation(fit, 30, seed=3)[1].rows, validation.rows)
+    assert not np.array_equal(split_validation(fit, 30, seed=4)[1].rows, validation.rows)
+    np.testing.assert_array_equal(fit.without(validation).rows, shown.rows)
+    np.testing.assert_array_equal(fit.without(validation).labels, shown.labels)
+    with pytest.raises(DataError, match=r"holding out 15 of them \(validation_images = 150\) leaves none"):
+        split_validation(fit, 150, seed=3)

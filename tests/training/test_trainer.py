@@ -1,21 +1,33 @@
+import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from model_store.networks import NetworkOutput
-from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, ExecutionSpec, OptimisationSpec, Recipe
+from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
+from training import outlier_classes
+from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
+from training.config import (
+    AugmentSpec,
+    BalancedEnergySpec,
+    ExecutionSpec,
+    MiningSpec,
+    OptimisationSpec,
+    Recipe,
+)
 from training.datasets import ImageSet
 from training.errors import DivergedError, ResumeError
 from training.finetune import finetune
+from training.outlier_classes import outlier_pieces
 from training.pretrain import pretrain
 from training.progress import silent
-from training.run_folder import exclusive
+from training.run_folder import exclusive, open_stage
 from training.trainer import Batch, Figures, Stage, learning_rate, train
 
 CPU = torch.device("cpu")
@@ -85,6 +97,65 @@ def test_killed_finetuning_resumes_to_the_same_weights(
         finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
     finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
+
+
+# This little trained, energies lie at -2; a margin above them puts the outliers' hinges to work.
+BALANCED = {"objective": BalancedEnergySpec(margin_in=-8.0, margin_out=1.0), "mining": MiningSpec(clusters=10)}
+
+
+def _tuned(recipe: Recipe, **fields: object) -> Recipe:
+    return recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update=fields)})
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_killed_balanced_and_mined_finetuning_resumes_to_the_same_weights(
+    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path, synthetic: bool
+) -> None:
+    def tune(name: str, progress=silent) -> dict[str, torch.Tensor]:
+        given = None if synthetic else outliers
+        tuned = _tuned(recipe, **BALANCED)
+        finetune(tuned, train_set, given, uninterrupted / "pretrain", tmp_path / name, CPU, progress)
+        return _weights(tmp_path / name)
+
+    with pytest.raises(KilledError):
+        tune("killed", _kill_at(1, 0))
+    assert _equal(tune("killed"), tune("whole"))
+    assert not _equal(_weights(tmp_path / "whole"), _weights(uninterrupted / "finetune"))
+
+
+def test_outlier_classes_are_the_starting_networks_and_remembered(
+    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    tuned = _tuned(recipe, epochs=1, **BALANCED)
+    with pytest.raises(KilledError):
+        finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(0, 0))
+    network = build_network(recipe.network)
+    network.load_state_dict(_weights(uninterrupted / "pretrain"))
+    with torch.inference_mode():
+        logits = NormalisedNetwork(network, recipe.preprocess).eval()(torch.from_numpy(outliers.images)).logits
+    counts = json.loads((tmp_path / "outlier_classes.json").read_text())
+    assert counts == torch.bincount(logits.argmax(dim=1), minlength=10).tolist()
+    assert len(set(counts)) > 2  # uneven, so that remembering others makes a difference
+    (tmp_path / "outlier_classes.json").write_text(json.dumps([*counts[1:], counts[0]]))
+    finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
+    finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path / "whole", CPU, silent)
+    assert not _equal(_weights(tmp_path), _weights(tmp_path / "whole"))
+
+
+def test_outliers_are_counted_piece_by_piece(train_set: ImageSet, outliers: ImageSet, monkeypatch) -> None:
+    monkeypatch.setattr(outlier_classes, "PIECE", 40)
+    whole = np.concatenate(list(outlier_pieces(outliers, train_set, seed=0)))
+    np.testing.assert_array_equal(whole, outliers.images)
+    made = list(outlier_pieces(None, train_set, seed=0))
+    assert [len(piece) for piece in made] == [40] * 5
+    assert [len(piece) for piece in outlier_pieces(None, train_set.subset(np.arange(3)), seed=0)] == [9]  # of each kind
+
+
+def test_folder_from_before_there_was_a_key_goes_on(tmp_path: Path) -> None:
+    open_stage(tmp_path, {"augment": {"flip": True}, "seed": 1})
+    open_stage(tmp_path, {"augment": {"flip": True, "resize": None}, "seed": 1})
+    with pytest.raises(ResumeError, match=r"augment\.resize = None, now 3"):
+        open_stage(tmp_path, {"augment": {"flip": True, "resize": 3}, "seed": 1})
 
 
 def test_another_seed_gives_other_weights(
@@ -248,6 +319,22 @@ def test_outliers_follow_the_labelled_images_round_and_round(train_set: ImageSet
     assert order == [(order[0] + step) % 150 for step in range(400)]
     again = next(iter(batches(generator))).images[50:]
     assert rows[again[0].numpy().tobytes()] != order[0]  # another epoch, another offset
+
+
+def test_synthetic_outliers_follow_the_images_they_are_made_of(train_set: ImageSet) -> None:
+    """Of images of one level each: what is inverted in green alone keeps the level of its image in red."""
+    flat = np.full_like(train_set.pixels, 1) * np.arange(20, 220, dtype=np.uint8)[:, None, None, None]
+    flat = replace(train_set, pixels=flat)
+    labelled = LabelledBatches(flat, 50, PLAIN, CPU)
+    batches = SyntheticOutlierBatches(labelled, 90)
+    epoch, again = (list(batches(torch.Generator().manual_seed(5))) for _ in range(2))
+    assert [(len(b.images), len(b.labels)) for b in epoch] == [(140, 50)] * 4 == [(140, 50)] * len(batches)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(epoch, again, strict=True))
+    for batch in epoch:
+        own = set(batch.images[:50, 0, 0, 0].tolist())
+        inverted = batch.images[50:][(batch.images[50:, 0, 0, 0] == 255 - batch.images[50:, 0, 0, 1])]
+        assert len(inverted) >= 10
+        assert set(inverted[:, 0, 0, 0].tolist()) <= own
 
 
 def test_compiled_step_trains_as_the_eager_one(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
