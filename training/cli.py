@@ -179,6 +179,8 @@ def renew_report(
     into: Annotated[Path | None, typer.Option(help="Renew the summary between this document's markers too.")] = None,
 ) -> None:
     """Write report.md and the figures anew from results.json and the scores beside it."""
+    if into is not None and not into.is_file():
+        raise typer.BadParameter(f"{into} is no file to renew the summary in")
     write_report(out, console.print)
     if into is not None:
         write_text(into, renew(into.read_text(), read_results(out / RESULTS)))

@@ -3,20 +3,13 @@
 import tomllib
 from pathlib import Path
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import Field, model_validator
 
 from model_store.manifest import Frozen, PreprocessSpec
-from training.config import AugmentSpec
+from training.config import AugmentSpec, Margins
 from training.datasets import locate
 from training.errors import DataError
 from training.torchvision_sets import TORCHVISION, download_command
-
-
-class Margins(Frozen):
-    """Energies that the two hinges of energy fine-tuning begin at."""
-
-    margin_in: FiniteFloat
-    margin_out: FiniteFloat
 
 
 class SourcesSpec(Frozen):

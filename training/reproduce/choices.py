@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from model_store.manifest import Frozen, ScoreName
 from model_store.networks import NetworkOutput
 from model_store.scores import Mahalanobis, OnePassScore, negative_energy
-from training.config import FinetuneSpec
+from training.config import Margins
 from training.datasets import ImageSet
 from training.perturbed_scores import odin, perturbed_mahalanobis
-from training.reproduce.benchmark import Margins
 from training.reproduce.methods import margin_method
-from training.reproduce.networks import Lab, TrainedNetwork
+from training.reproduce.networks import FinetunePlan, Lab, TrainedNetwork
 from training.run_folder import open_stage, write_json
 from training.selection import Choice, ValidationScores, choose
 from training.validation_outliers import validation_outliers
@@ -88,21 +87,21 @@ class Validation:
 
         return self._chosen("mahalanobis", values, grid.model_dump(), candidates)
 
-    def score(self, name: str, spec: FinetuneSpec | None) -> ScoreName:
-        """Choose the one-pass score of the classifier, or with `spec` of the network fine-tuned so and called `name`.
+    def score(self, name: str, plan: FinetunePlan | None) -> ScoreName:
+        """Choose the one-pass score of the classifier, or with a plan of the network fine-tuned so and called `name`.
 
         A fine-tuned network's is chosen on the validation network, fine-tuned in the same way.
         """
         values: dict[str, ScoreName] = {score: score for score in get_args(ScoreName)}
 
         def candidates() -> dict[str, ValidationScores]:
-            network = self.lab.classifier() if spec is None else self.lab.fine_tuned(name, spec)
+            network = self.lab.classifier() if plan is None else self.lab.fine_tuned(name, plan)
             outputs = {name: network.output(images) for name, images in self._images.items()}
             fitted = {score: network.fitted(self.lab.setting.score_spec(score)) for score in values.values()}
             return {score: _validation_scores(outputs, scorer) for score, scorer in fitted.items()}
 
         specs = {score: self.lab.setting.score_spec(score).model_dump() for score in values.values()}
-        inputs = {"finetune": spec and spec.model_dump(exclude_none=True), "scores": specs}
+        inputs = {"finetune": plan and _dumped(plan), "scores": specs}
         return self._chosen(f"score-{name}", values, inputs, candidates)
 
     def margins(self) -> Margins:
@@ -112,14 +111,16 @@ class Validation:
         if len(values) == 1:
             return next(iter(values.values()))
 
-        def candidates() -> dict[str, ValidationScores]:
-            return {name: self._fine_tuned_scores(name, size.margin_trial(pair)) for name, pair in values.items()}
+        plans = {name: FinetunePlan(size.margin_trial(pair)) for name, pair in values.items()}
 
-        inputs = {name: size.margin_trial(pair).model_dump(exclude_none=True) for name, pair in values.items()}
+        def candidates() -> dict[str, ValidationScores]:
+            return {name: self._fine_tuned_scores(name, plan) for name, plan in plans.items()}
+
+        inputs = {name: _dumped(plan) for name, plan in plans.items()}
         return self._chosen("margins", values, inputs, candidates)
 
-    def _fine_tuned_scores(self, name: str, spec: FinetuneSpec) -> ValidationScores:
-        network = self.lab.fine_tuned(name, spec)
+    def _fine_tuned_scores(self, name: str, plan: FinetunePlan) -> ValidationScores:
+        network = self.lab.fine_tuned(name, plan)
         outputs = {name: network.output(images) for name, images in self._images.items()}
         error = outputs["held-out"].logits.argmax(dim=1).numpy() != self._shown.labels
         scores = _validation_scores(outputs, lambda output: negative_energy(output.logits))
@@ -167,6 +168,10 @@ def fitted_mahalanobis(lab: Lab, network: TrainedNetwork) -> Mahalanobis:
     if not isinstance(fitted, Mahalanobis):
         raise TypeError(f"the score mahalanobis is fitted as {type(fitted).__name__}")
     return fitted
+
+
+def _dumped(plan: FinetunePlan) -> dict[str, object]:
+    return {"spec": plan.spec.model_dump(exclude_none=True), "synthetic": plan.synthetic}
 
 
 def _by_epsilon(

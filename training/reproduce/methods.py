@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from model_store.manifest import NegativeEnergySpec, ScoreName
+from training.config import Margins
 from training.errors import RecipeError
-from training.reproduce.benchmark import Benchmark, Margins
+from training.reproduce.benchmark import Benchmark
 from training.reproduce.size import Size
 
 CLASSIFIER = "classifier"

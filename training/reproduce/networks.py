@@ -17,7 +17,7 @@ from model_store.networks import NetworkOutput, NormalisedNetwork
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.scores import Head, OnePassScore
-from training.config import AugmentSpec, DataSpec, FinetuneSpec, Recipe
+from training.config import SYNTHETIC, AugmentSpec, DataSpec, FinetuneSpec, Recipe
 from training.datasets import ImageSet
 from training.evaluate import Say
 from training.finetune import finetune
@@ -45,6 +45,14 @@ class Setting:
         given = {"kind": name} | ({"k": self.spec.knn_k} if name == "knn" else {})
         spec: ScoreSpec = TypeAdapter(ScoreSpec).validate_python(given)
         return spec
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """How a network is fine-tuned: a recipe's table, and whether outliers are made of the training images."""
+
+    spec: FinetuneSpec
+    synthetic: bool = False
 
 
 class TrainedNetwork:
@@ -98,11 +106,11 @@ class Lab:
             DivergedError: the loss is not finite.
         """
         self._announce(CLASSIFIER)
-        recipe = self._recipe(_any_finetuning(self.setting.size))
+        recipe = self._recipe(_any_plan(self.setting.size))
         network = pretrain(recipe, self.train, self.folder / CLASSIFIER, self.device, self.progress)
         return self._trained(network, CLASSIFIER)
 
-    def fine_tuned(self, name: str, spec: FinetuneSpec) -> TrainedNetwork:
+    def fine_tuned(self, name: str, plan: FinetunePlan) -> TrainedNetwork:
         """Fine-tune the classifier, which is trained before if it is not yet, or resume or load what `name` holds.
 
         Raises:
@@ -112,9 +120,9 @@ class Lab:
         self.classifier()
         self._announce(name)
         network = finetune(
-            self._recipe(spec),
+            self._recipe(plan),
             self.train,
-            self.outliers,
+            None if plan.synthetic else self.outliers,
             self.folder / CLASSIFIER,
             self.folder / slug(name),
             self.device,
@@ -131,25 +139,26 @@ class Lab:
         if not is_done(self.folder / slug(name)):
             self.say(f"{self.setting.name}, {self.folder.name}: training {name}")
 
-    def _recipe(self, spec: FinetuneSpec) -> Recipe:
+    def _recipe(self, plan: FinetunePlan) -> Recipe:
         size, source = self.setting.size, self.train.name
+        outliers = SYNTHETIC if plan.synthetic else self.outliers.name
         return Recipe(
             name="reproduce",
             description=size.description,
             seed=self.seed,
             network=size.network.spec(self.setting.spec.classes),
             preprocess=self.setting.preprocess,
-            data=DataSpec(train=source, test=source, outliers=self.outliers.name, calibration_images=0),
+            data=DataSpec(train=source, test=source, outliers=outliers, calibration_images=0),
             augment=self.setting.augment,
             execution=size.execution,
             pretrain=size.pretrain,
-            finetune=spec,
+            finetune=plan.spec,
         )
 
 
-def _any_finetuning(size: Size) -> FinetuneSpec:
+def _any_plan(size: Size) -> FinetunePlan:
     """Return what stands in a recipe that is only pretrained: the classifier does not depend on it."""
-    return size.margin_trial(size.margins.pairs()[0])
+    return FinetunePlan(size.margin_trial(size.margins.pairs()[0]))
 
 
 def kept_outputs(network: TrainedNetwork, sets: Mapping[str, ImageSet], folder: Path) -> dict[str, NetworkOutput]:

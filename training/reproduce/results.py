@@ -123,6 +123,8 @@ class Results(Frozen):
     in_distribution: dict[str, InDistributionRecord]
     choices: dict[str, dict[str, Choice]]
     """What validation outliers chose, by in-distribution set and what was chosen."""
+    fine_tunings: dict[str, dict[str, dict[str, Any]]]
+    """Tables `finetune` as networks were trained with, chosen margins in them, by in-distribution set and network."""
     rows: tuple[Row, ...]
 
 
@@ -218,6 +220,7 @@ def write_results(out: Path, size: dict[str, Any], command: str) -> Results:
             for path in sorted((out / SETS).glob(f"*/{RECORD}"))
         },
         choices=_choices(out / CHOICES),
+        fine_tunings=_fine_tunings(out / NETWORKS),
         rows=tuple(row for result in done for row in result.rows),
     )
     write_text(out / RESULTS, _json(results))
@@ -253,6 +256,15 @@ def _choices(folder: Path) -> dict[str, dict[str, Choice]]:
     for path in sorted(folder.glob(f"*/*/{CHOICE}")):
         choice = Choice.model_validate_json(path.read_text())
         found.setdefault(path.parents[1].name, {})[path.parent.name] = choice
+    return found
+
+
+def _fine_tunings(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"*/seed-*/*/{INPUTS}")):
+        inputs = json.loads(path.read_text())
+        if "finetune" in inputs:
+            found.setdefault(path.parents[2].name, {})[path.parent.name] = inputs["finetune"]
     return found
 
 

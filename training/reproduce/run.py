@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import model_store
 from model_store.manifest import NegativeEnergySpec, ScoreSpec
 from model_store.networks import NetworkOutput
-from training.config import FinetuneSpec
+from training.config import Margins
 from training.datasets import (
     ImageSet,
     image_digests,
@@ -26,10 +26,10 @@ from training.datasets import (
 from training.evaluate import Say, TestSets
 from training.perturbed_scores import odin, perturbed_mahalanobis
 from training.publish import commit, hardware
-from training.reproduce.benchmark import Benchmark, Margins, SourcesSpec, find, require, ways_to_get
+from training.reproduce.benchmark import Benchmark, SourcesSpec, find, require, ways_to_get
 from training.reproduce.choices import OdinSpec, PerturbedMahalanobisSpec, Validation, fitted_mahalanobis
 from training.reproduce.methods import CLASSIFIER, Method, Only, methods
-from training.reproduce.networks import Lab, Setting, TrainedNetwork, kept_outputs
+from training.reproduce.networks import FinetunePlan, Lab, Setting, TrainedNetwork, kept_outputs
 from training.reproduce.results import (
     CHOICES,
     NETWORKS,
@@ -198,8 +198,8 @@ class Subject:
         here = [method for method in wanted if (method.margins is not None) == on_validation]
         for name, group in groupby(here, key=lambda method: method.network):
             of_network = list(group)
-            spec = self._finetune_spec(of_network[0])
-            network = lab.classifier() if spec is None else lab.fine_tuned(name, spec)
+            plan = self._plan(of_network[0])
+            network = lab.classifier() if plan is None else lab.fine_tuned(name, plan)
             for method in of_network:
                 if self._measure(lab, method, network):
                     yield
@@ -255,22 +255,23 @@ class Subject:
             case "perturbed_mahalanobis":
                 return self._validation.mahalanobis()
             case "chosen":
-                chosen = self._validation.score(method.network, self._finetune_spec(method))
+                chosen = self._validation.score(method.network, self._plan(method))
                 return self.setting.score_spec(chosen)
             case NegativeEnergySpec() as spec:
                 return spec
             case name:
                 return self.setting.score_spec(name)
 
-    def _finetune_spec(self, method: Method) -> FinetuneSpec | None:
+    def _plan(self, method: Method) -> FinetunePlan | None:
         """Return how the method's network is fine-tuned; None for the classifier."""
         size = self.setting.size
         if method.margins is not None:
-            return size.margin_trial(method.margins)
+            return FinetunePlan(size.margin_trial(method.margins))
         if method.network == CLASSIFIER:
             return None
         fine_tuning = size.finetunings[method.network]
-        return size.finetune_spec(fine_tuning, self._margins(fine_tuning))
+        spec = size.finetune_spec(fine_tuning, self._margins(fine_tuning))
+        return FinetunePlan(spec, synthetic=fine_tuning.outliers == "synthetic")
 
     def _margins(self, fine_tuning: FineTuning) -> Margins | None:
         if fine_tuning.margins is None:

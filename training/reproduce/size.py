@@ -7,9 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from model_store.manifest import Frozen, OpenFraction, ScoreName, WideResNetSpec
-from training.config import ExecutionSpec, FinetuneSpec, PretrainSpec, fault
+from training.config import ExecutionSpec, FinetuneSpec, Margins, PretrainSpec, fault
 from training.errors import RecipeError
-from training.reproduce.benchmark import Margins
 
 SIZES = Path(__file__).parent / "sizes"
 
@@ -87,6 +86,8 @@ class FineTuning(Frozen):
     """`published`: the paper's; chosen where it has none. `chosen`: on validation outliers."""
     finetune: dict[str, Any] = Field(default_factory=dict)
     """Keys of the table `finetune` that are others here."""
+    outliers: Literal["synthetic"] | None = None
+    """`synthetic`: made of the training images; otherwise those of the benchmark. Margins are chosen with these."""
     score: ScoreName | Literal["chosen"] = "negative_energy"
 
 
