@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def method_folder(out: Path, in_distribution: str, run: str, method: str) -> Pat
 
 def write_results(out: Path, size: dict[str, Any], command: str) -> Results:
     """Put `results.json` together from every method that is done, and write it whole, one line a row."""
-    done = [MethodResult.model_validate_json(path.read_text()) for path in sorted((out / SCORES).rglob(ROWS))]
+    done = [_rows_of(path, path.stat().st_mtime_ns) for path in sorted((out / SCORES).rglob(ROWS))]
     results = Results(
         commit=", ".join(dict.fromkeys(result.commit for result in done)),
         command=command,
@@ -249,6 +250,12 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+@cache
+def _rows_of(path: Path, changed_ns: int) -> MethodResult:  # noqa: ARG001
+    """Read a method's rows, once for as long as they are not changed: all are wanted again after every method."""
+    return MethodResult.model_validate_json(path.read_text())
 
 
 def _choices(folder: Path) -> dict[str, dict[str, Choice]]:
