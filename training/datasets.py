@@ -304,11 +304,6 @@ def _fingerprint(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
-def image_digests(image_set: ImageSet) -> list[bytes]:
-    """Return a digest of every image's pixels, by which equal images are found."""
-    return [hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in image_set.images]
-
-
 def describe(image_set: ImageSet) -> dict[str, Any]:
     """Return what the manifest says of a set: name, number of images, encoding, fingerprint."""
     return {
