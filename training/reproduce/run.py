@@ -18,7 +18,6 @@ from model_store.networks import NetworkOutput
 from training.config import Margins
 from training.datasets import (
     ImageSet,
-    image_digests,
     load_set,
     require_classes,
     require_one_encoding,
