@@ -99,8 +99,8 @@ def write_report(out: Path, say: Say) -> None:
     for subject in subjects(results):
         try:
             figures.draw(out, out / FIGURES, subject.name, subject.record, subject.size, subject.rows)
-        except FileNotFoundError as err:
-            say(f"the figures of {subject.name} are left as they are: {err.filename} is not there")
+        except FileNotFoundError:
+            say(f"the figures of {subject.name} are left as they are: the scores are not in {out}")
     write_text(out / REPORT, report(results, out))
 
 
