@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help install serve test check format results clean
+.PHONY: help install serve test paper check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the addre
 
 test: $(INSTALLED)  ## Run the tests; TEST_IMAGES=DIR adds those on full image sets
 	$(BIN)/python -m pytest
+
+paper: $(INSTALLED)  ## Run the paper's experiments on the tests' few images, in minutes: the way of docs/reproduce.md
+	$(BIN)/ood-train reproduce --size tests --data tests/data/images --out runs/paper-tests
 
 check: $(INSTALLED)  ## Check format, lint and types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,8 @@
 """ood-train: from images to a calibrated bundle."""
 
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +26,12 @@ from training.evaluate import Say
 from training.pipeline import Run, evaluate_bundle
 from training.progress import ConsoleProgress, silent
 from training.publish import bundle_ref
+from training.reproduce.benchmark import read_benchmark
+from training.reproduce.methods import read_only
+from training.reproduce.report import REPORT, renew, write_report
+from training.reproduce.results import RESULTS, read_results, write_text
+from training.reproduce.run import Reproduction
+from training.reproduce.size import read_size
 from training.run_folder import exclusive
 from training.trainer import Progress
 
@@ -148,6 +156,44 @@ def publish(
     with _opened_by_first(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command()
+def reproduce(
+    out: Annotated[Path, typer.Option("--out", help="The folder of the results.")],
+    data: DataOption = DATA,
+    size: Annotated[Path, typer.Option("--size", help="paper, cpu, tests, or a file of one's own.")] = Path("paper"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="An in-distribution set, experiment, network or method; repeatable, or by commas."),
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Run the paper's experiments, and those past it; after a kill, run it again to go on.
+
+    Every result is written as it is made: results.json, and at the end report.md with figures.
+    """
+    names = [name for given in only or () for name in given.split(",")]
+    sizes, benchmark = read_size(size), read_benchmark()
+    chosen, wanted = _device(device), read_only(names, sizes, benchmark)
+    command = shlex.join(["ood-train", *sys.argv[1:]])
+    with exclusive(out), ConsoleProgress(console) as progress:
+        Reproduction(benchmark, sizes, wanted, data, out, command, chosen, progress, progress.say).all()
+        write_report(out, progress.say)
+    typer.echo(out / REPORT)
+
+
+@app.command("report")
+def renew_report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder with a results.json of `ood-train reproduce`.")],
+    into: Annotated[Path | None, typer.Option(help="Renew the summary between this document's markers too.")] = None,
+) -> None:
+    """Write report.md and the figures anew from results.json and the scores beside it."""
+    if into is not None and not into.is_file():
+        raise typer.BadParameter(f"{into} is no file to renew the summary in")
+    write_report(out, console.print)
+    if into is not None:
+        write_text(into, renew(into.read_text(), read_results(out / RESULTS)))
 
 
 @app.command("data")

@@ -430,10 +430,11 @@ def read_recipe(path: Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise RecipeError(f"{path} is not TOML: {err}") from err
     except ValidationError as err:
-        raise RecipeError(f"{path}: {'; '.join(map(_fault, err.errors()))}") from err
+        raise RecipeError(f"{path}: {'; '.join(map(fault, err.errors()))}") from err
 
 
-def _fault(error: ErrorDetails) -> str:
+def fault(error: ErrorDetails) -> str:
+    """Say where in a file a value is wrong, what is allowed, and what was given."""
     where = ".".join(map(str, error["loc"])) or "recipe"
     given = "" if isinstance(error["input"], dict) else f" (given {error['input']!r})"  # a whole table says nothing
     return f"{where}: {error['msg']}{given}"

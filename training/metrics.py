@@ -1,10 +1,11 @@
 """How well a score tells in-distribution from out-of-distribution images.
 
-Everywhere: higher = more in-distribution, in-distribution is the positive class, values are fractions in [0, 1].
-Others make OOD positive or integrate AUPR by trapezoids (pytorch-ood, OpenOOD do): their numbers are not comparable.
+Everywhere: higher = more in-distribution, values are fractions in [0, 1], and in-distribution is the positive class,
+except where a name says `ood_positive`. Others make OOD positive throughout or integrate AUPR by trapezoids
+(pytorch-ood, OpenOOD do): their numbers are not comparable.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ Scores = NDArray[Any]
 
 @dataclass(frozen=True)
 class DetectionMetrics:
-    """FPR95, AUROC and AUPR of one score on one pair of sets, as fractions in [0, 1]."""
+    """All metrics of one score on one pair of sets, as fractions in [0, 1]; AUROC is the same either way."""
 
     fpr95: float
     auroc: float
     aupr: float
+    fpr95_ood_positive: float
+    aupr_ood_positive: float
 
 
 def fpr95(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
@@ -38,8 +41,8 @@ def fpr95(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
     Raises:
         ValueError: either is empty, not 1-d, not real, or not finite.
     """
-    accepted = np.sort(_checked("in_distribution", in_distribution))
-    outliers = np.sort(_checked("out_of_distribution", out_of_distribution))
+    accepted = np.sort(checked_scores("in_distribution", in_distribution))
+    outliers = np.sort(checked_scores("out_of_distribution", out_of_distribution))
     points = np.unique(np.concatenate([accepted, outliers]))
     points = points[points >= accepted[0]]
     true_positives = accepted.size - np.searchsorted(accepted, points)
@@ -77,8 +80,37 @@ def aupr(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
     return float(average_precision_score(*_labelled(in_distribution, out_of_distribution)))
 
 
+def fpr95_ood_positive(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
+    """Return the share of in-distribution images flagged where about 95 % of the OOD images are; lower is better.
+
+    `fpr95` with the roles exchanged: every distinct score t is an operating point that flags score <= t, and the
+    point counts whose recall of OOD images is nearest to 0.95, with ties as there.
+
+    Args:
+        in_distribution: real (N,), N >= 1, finite.
+        out_of_distribution: real (M,), M >= 1, finite.
+
+    Raises:
+        ValueError: either is empty, not 1-d, not real, or not finite.
+    """
+    return fpr95(**_exchanged(in_distribution, out_of_distribution))
+
+
+def aupr_ood_positive(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
+    """Return the average precision, OOD positive; higher is better, chance is M / (N + M).
+
+    Args:
+        in_distribution: real (N,), N >= 1, finite.
+        out_of_distribution: real (M,), M >= 1, finite.
+
+    Raises:
+        ValueError: either is empty, not 1-d, not real, or not finite.
+    """
+    return aupr(**_exchanged(in_distribution, out_of_distribution))
+
+
 def detection_metrics(*, in_distribution: Scores, out_of_distribution: Scores) -> DetectionMetrics:
-    """Return all three metrics of one pair of sets.
+    """Return all metrics of one pair of sets.
 
     Args:
         in_distribution: real (N,), N >= 1, finite.
@@ -91,6 +123,8 @@ def detection_metrics(*, in_distribution: Scores, out_of_distribution: Scores) -
         fpr95=fpr95(in_distribution=in_distribution, out_of_distribution=out_of_distribution),
         auroc=auroc(in_distribution=in_distribution, out_of_distribution=out_of_distribution),
         aupr=aupr(in_distribution=in_distribution, out_of_distribution=out_of_distribution),
+        fpr95_ood_positive=fpr95_ood_positive(in_distribution=in_distribution, out_of_distribution=out_of_distribution),
+        aupr_ood_positive=aupr_ood_positive(in_distribution=in_distribution, out_of_distribution=out_of_distribution),
     )
 
 
@@ -115,7 +149,7 @@ def resampled_metrics(
     for name, value in (("sample_size", sample_size), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
-    outliers = _checked("out_of_distribution", out_of_distribution)
+    outliers = checked_scores("out_of_distribution", out_of_distribution)
     if outliers.size <= sample_size:
         return detection_metrics(in_distribution=in_distribution, out_of_distribution=outliers)
     rng = np.random.default_rng(seed)
@@ -131,22 +165,31 @@ def resampled_metrics(
 
 
 def _mean(metrics: list[DetectionMetrics]) -> DetectionMetrics:
-    return DetectionMetrics(
-        fpr95=float(np.mean([each.fpr95 for each in metrics])),
-        auroc=float(np.mean([each.auroc for each in metrics])),
-        aupr=float(np.mean([each.aupr for each in metrics])),
-    )
+    return DetectionMetrics(*np.mean([astuple(each) for each in metrics], axis=0).tolist())
+
+
+def _exchanged(in_distribution: Scores, out_of_distribution: Scores) -> dict[str, NDArray[np.float64]]:
+    """Return the roles exchanged: a score of being OOD, with OOD as what is to be found."""
+    return {
+        "in_distribution": -checked_scores("out_of_distribution", out_of_distribution),
+        "out_of_distribution": -checked_scores("in_distribution", in_distribution),
+    }
 
 
 def _labelled(in_distribution: Scores, out_of_distribution: Scores) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return labels, True for in-distribution, and scores, both (N + M,), as scikit-learn takes them."""
-    positive = _checked("in_distribution", in_distribution)
-    negative = _checked("out_of_distribution", out_of_distribution)
+    positive = checked_scores("in_distribution", in_distribution)
+    negative = checked_scores("out_of_distribution", out_of_distribution)
     labels = np.arange(positive.size + negative.size) < positive.size
     return labels, np.concatenate([positive, negative])
 
 
-def _checked(name: str, scores: Scores) -> NDArray[np.float64]:
+def checked_scores(name: str, scores: Scores) -> NDArray[np.float64]:
+    """Return scores float64 (N,).
+
+    Raises:
+        ValueError: they are empty, not 1-d, not real, or not finite; `name` is what the message calls them.
+    """
     given = np.asarray(scores)
     if given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iuf":
         raise ValueError(f"{name} is {given.dtype} {given.shape}; it must be real numbers (N,), N >= 1")

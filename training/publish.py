@@ -84,12 +84,12 @@ def provenance(
     """Return where a bundle comes from."""
     return Provenance(
         created=created,
-        code_version=_code_version(),
+        code_version=code_version(),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         data=tuple(data),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
-        hardware=_hardware(device),
+        hardware=hardware(device),
         stage_seconds={stage: round(seconds, 1) for stage, seconds in stage_seconds.items()},
     )
 
@@ -156,13 +156,18 @@ def bundle_ref(folder: Path) -> BundleRef:
     return BundleRef(folder.parent.name, int(folder.name))
 
 
-def _code_version() -> str:
+def code_version() -> str:
     """Return the package's version and, in a git checkout, its commit."""
+    return "+".join(filter(None, (model_store.__version__, commit())))
+
+
+def commit() -> str | None:
+    """Return the commit of the git checkout that runs, `-dirty` if files were changed since; None outside of one."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
-        return model_store.__version__
+        return None
     try:
-        described = subprocess.run(
+        return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--exclude=*"],  # noqa: S607
             cwd=root,
             capture_output=True,
@@ -170,11 +175,11 @@ def _code_version() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return model_store.__version__
-    return f"{model_store.__version__}+{described}"
+        return None
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
+    """Return what computes: the GPU's name, or the processor's and its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -50,13 +50,13 @@ def detection_table(evaluation: Evaluation) -> str:
         [label, *("" if values[row] is None else f"{values[row]:.2f}" for _, values in columns)]
         for row, label in enumerate([*evaluation.far_ood, *(f"{name} (near)" for name in names[far:])])
     ]
-    return _table(["FPR95, %", *(header for header, _ in columns)], rows[:far] + [means] * bool(far) + rows[far:])
+    return table(["FPR95, %", *(header for header, _ in columns)], rows[:far] + [means] * bool(far) + rows[far:])
 
 
 def served_table(evaluation: Evaluation) -> str:
     """Return accuracy and false flags of the test images in the forms in which users send them."""
     rows = [[name, f"{f.accuracy:.2f}", f"{f.false_flags:.2f}"] for name, f in evaluation.served.items()]
-    return _table(["test images sent", "accuracy, %", "false flags, %"], rows)
+    return table(["test images sent", "accuracy, %", "false flags, %"], rows)
 
 
 def odd_inputs_table(evaluation: Evaluation) -> str:
@@ -64,7 +64,7 @@ def odd_inputs_table(evaluation: Evaluation) -> str:
     rows = [
         [name, str(f.images), f"{f.flagged:.1f}", f"{f.mean_p_value:.4f}"] for name, f in evaluation.odd_inputs.items()
     ]
-    return _table(["input of no class", "images", "flagged, %", "mean p-value"], rows)
+    return table(["input of no class", "images", "flagged, %", "mean p-value"], rows)
 
 
 def _full_detection_table(evaluation: Evaluation) -> str:
@@ -78,10 +78,10 @@ def _full_detection_table(evaluation: Evaluation) -> str:
     if evaluation.far_ood:
         mean = [_triple(evaluation.mean_over_far_ood(network, _score(score))) for _, network, score in pairs]
         rows.insert(len(evaluation.far_ood), ["**mean of the far sets**", "", *mean])
-    table = _table(["OOD set", "images", *(f"{score}, {name}" for name, _, score in pairs)], rows)
+    figures = table(["OOD set", "images", *(f"{score}, {name}" for name, _, score in pairs)], rows)
     errors = ", ".join(f"{n.test_error:.2f} % {name}" for name, n in networks.items() if n is not None)
     return (
-        f"{table}\n\nFPR95 / AUROC / AUPR in %, in-distribution positive; {evaluation.test_images:,} test images "
+        f"{figures}\n\nFPR95 / AUROC / AUPR in %, in-distribution positive; {evaluation.test_images:,} test images "
         f"against draws of at most 2,000 OOD images. Test error: {errors}."
     )
 
@@ -110,7 +110,7 @@ def model_card(bundle: Bundle) -> str:
         tables=detection_table(manifest.evaluation) + "\n\n" + tables(manifest.evaluation)
         if manifest.evaluation
         else "",
-        recipe=_table(["key", "value"], _recipe_rows(origin.recipe)),
+        recipe=table(["key", "value"], _recipe_rows(origin.recipe)),
         code_version=origin.code_version,
         created=origin.created,
         hardware=origin.hardware,
@@ -137,17 +137,17 @@ def readme_block(bundle: Bundle) -> str:
     )
 
 
-def replace_block(document: str, block: str) -> str:
-    """Return `document` with what stands between the two result markers replaced.
+def replace_block(document: str, block: str, begin_marker: str = BEGIN, end_marker: str = END) -> str:
+    """Return `document` with what stands between two markers, those of a bundle's results by default, replaced.
 
     Raises:
         TrainingError: the markers are not there, once each and in order.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = document.partition(begin_marker)
+    _, end, after = rest.partition(end_marker)
     if not (begin and end):
-        raise TrainingError(f"the document has no lines {BEGIN!r} and {END!r} to put the results between")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+        raise TrainingError(f"the document has no lines {begin_marker!r} and {end_marker!r} to put the results between")
+    return f"{before}{begin}\n{block}\n{end}{after}"
 
 
 def plot_histograms(
@@ -233,7 +233,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 def _data_table(manifest: Manifest) -> str:
     rows = [[d.role, d.name, f"{d.images:,}", d.encoding, f"`{d.sha256[:12]}`"] for d in manifest.provenance.data]
-    return _table(["role", "set", "images", "encoding", "sha256"], rows)
+    return table(["role", "set", "images", "encoding", "sha256"], rows)
 
 
 def _data_notes(manifest: Manifest) -> str:
@@ -256,6 +256,7 @@ def _recipe_rows(recipe: dict[str, object], prefix: str = "") -> list[list[str]]
     return rows
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

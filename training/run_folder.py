@@ -31,7 +31,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
-            raise ResumeError(f"another process works in {folder}; wait for it, or take another --run folder") from err
+            raise ResumeError(f"another process works in {folder}; wait for it, or take another folder") from err
         yield
 
 
@@ -61,7 +61,7 @@ def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
     if earlier != given:
         raise ResumeError(
             f"{folder} was made with {_first_difference(earlier, given)}; "
-            "take another --run folder, or remove this one to begin again"
+            "take another folder, or remove this one to begin again"
         )
 
 

@@ -21,5 +21,9 @@ class NormalisedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Return logits and features of uint8 (N, H, W, 3); the permuted view is channels-last already."""
-        output: NetworkOutput = self.network((images.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        output: NetworkOutput = self.network(self.normalise(images))
         return output
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return what the network itself takes, float32 (N, 3, H, W), of uint8 (N, H, W, 3)."""
+        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std

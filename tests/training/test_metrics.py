@@ -1,3 +1,4 @@
+from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -5,12 +6,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytorch_ood.metrics import functional as pytorch_ood
-from sklearn.metrics import roc_curve
+from sklearn.metrics import average_precision_score, roc_curve
 from torch import Tensor, tensor
 
-from training.metrics import DetectionMetrics, aupr, auroc, detection_metrics, fpr95, resampled_metrics
+from training.metrics import (
+    DetectionMetrics,
+    aupr,
+    aupr_ood_positive,
+    auroc,
+    detection_metrics,
+    fpr95,
+    fpr95_ood_positive,
+    resampled_metrics,
+)
 
-METRICS = (fpr95, auroc, aupr, detection_metrics)
+METRICS = (fpr95, auroc, aupr, fpr95_ood_positive, aupr_ood_positive, detection_metrics)
 
 
 def scores(*values: float) -> np.ndarray:
@@ -64,8 +74,9 @@ def test_fpr95_by_hand(in_distribution: list, out_of_distribution: list, expecte
 def test_metrics_are_plain_floats_whatever_the_dtype() -> None:
     for dtype in (np.float16, np.float32, np.float64, np.int64, np.uint8):
         found = measured(detection_metrics, np.array([4, 3, 1], dtype), np.array([2, 0], dtype))
-        assert found == DetectionMetrics(fpr95=1 / 2, auroc=pytest.approx(5 / 6), aupr=pytest.approx(11 / 12))
-        assert {type(value) for value in (found.fpr95, found.auroc, found.aupr)} == {float}
+        # OOD positive: flagging down to 2 takes 1 of 3 along, precisions 1 and 2/3.
+        assert astuple(found) == pytest.approx((1 / 2, 5 / 6, 11 / 12, 1 / 3, 5 / 6))
+        assert {type(value) for value in astuple(found)} == {float}
 
 
 def test_metrics_leave_their_arguments_as_they_are() -> None:
@@ -175,6 +186,37 @@ def test_fpr95_and_aupr_are_not_those_of_pytorch_ood_as_it_comes() -> None:
     assert measured(aupr, inside, outside) == pytest.approx(11 / 12)
 
 
+@pytest.mark.parametrize(
+    ("in_distribution", "out_of_distribution", "expected"),
+    [
+        ([3, 4], [1, 2], (0, 1)),
+        ([7, 7, 7], [7], (1, 1 / 4)),
+        ([4, 3, 1], [2, 0], (1 / 3, 5 / 6)),
+        # 19 of 20 OOD images are caught from 18 up to below 19, where 0.5, 17.5 and last 18.5 are caught with them.
+        ([0.5, 17.5, 18.5, 30], range(20), (3 / 4, 0.886329)),
+    ],
+)
+def test_metrics_with_ood_positive_by_hand(in_distribution: list, out_of_distribution: list, expected: tuple) -> None:
+    assert measured(fpr95_ood_positive, in_distribution, out_of_distribution) == pytest.approx(expected[0], rel=1e-12)
+    assert measured(aupr_ood_positive, in_distribution, out_of_distribution) == pytest.approx(expected[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("decimals", [0, 6])
+def test_aupr_with_ood_positive_is_average_precision_of_the_other_class(decimals: int) -> None:
+    inside, outside = energies(500, 10, 2, decimals), energies(300, 6, 3, decimals)
+    labels = np.repeat([0, 1], [inside.size, outside.size])
+    expected = average_precision_score(labels, -np.concatenate([inside, outside]))
+    assert measured(aupr_ood_positive, inside, outside) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fpr95_with_ood_positive_is_that_of_pytorch_ood_where_the_conventions_meet() -> None:
+    outside = np.random.default_rng(4).permutation(np.arange(200, dtype=np.float32))
+    inside = np.random.default_rng(5).integers(50, 200, 80).astype(np.float32)
+    theirs = float(pytorch_ood.fpr_at_tpr(*pytorch_ood_input(-outside, -inside), tpr=0.95))
+    assert 0.5 < theirs < 1
+    assert measured(fpr95_ood_positive, inside, outside) == pytest.approx(theirs, rel=1e-12)
+
+
 # draws
 
 
@@ -214,7 +256,7 @@ def test_resampled_metrics_are_means_over_draws() -> None:
 def test_resampled_metrics_keep_all_in_distribution_images_and_2000_ood_images() -> None:
     # Equal scores give the base rate.
     found = resampled_metrics(in_distribution=np.ones(10_000), out_of_distribution=np.ones(2001), draws=1, seed=0)
-    assert found == DetectionMetrics(fpr95=1, auroc=0.5, aupr=pytest.approx(10 / 12))
+    assert astuple(found) == pytest.approx((1, 0.5, 10 / 12, 1, 2 / 12))
 
 
 def test_resampled_metrics_follow_their_seed() -> None:

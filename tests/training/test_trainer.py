@@ -329,7 +329,7 @@ def test_stage_that_holds_weights_that_are_not_finite_is_refused(
 
 
 def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
-    stage = _stage(tmp_path, lambda logits, _: logits.sum(), OneBatch(1), epochs=2)
+    stage = _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1), epochs=2)
     train(Linear(), stage, CPU, silent)
     state = torch.load(stage.checkpoint, weights_only=True)
     state["network"]["weight"][0, 1] = math.nan

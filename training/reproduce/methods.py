@@ -1,0 +1,122 @@
+"""Every method of the experiments, by name: which network, which score, and which experiment it belongs to."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from model_store.manifest import NegativeEnergySpec, ScoreName
+from training.config import Margins
+from training.errors import RecipeError
+from training.reproduce.benchmark import Benchmark
+from training.reproduce.size import Size
+
+CLASSIFIER = "classifier"
+"""The network before any fine-tuning."""
+
+ONE_PASS_METHODS: dict[str, ScoreName] = {
+    "softmax": "max_softmax",
+    "energy": "negative_energy",
+    "max_logit": "max_logit",
+    "gen": "gen",
+    "react": "react",
+    "scale": "scale",
+    "knn": "knn",
+    "mahalanobis_one_pass": "mahalanobis",
+    "relative_mahalanobis": "relative_mahalanobis",
+    "vim": "vim",
+}
+"""The scores of the classifier by the names they have as methods; `mahalanobis` is the paper's, which perturbs."""
+
+Experiment = Literal["table", "scores", "temperature", "margins"]
+"""`table`: Tables 1, 2, 3 and 6, and the methods past them; `scores`: the other scores of fine-tuned networks;
+`temperature`: Fig. 4a; `margins`: Fig. 4b."""
+
+MethodScore = ScoreName | Literal["odin", "perturbed_mahalanobis", "chosen"] | NegativeEnergySpec
+"""A score with the hyperparameters of its experiment or its own; `chosen`: the one-pass score that validation chose."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of tables: a score of a network. `margins` are those of a network of Fig. 4b, on the validation split."""
+
+    name: str
+    experiment: Experiment
+    network: str
+    score: MethodScore
+    margins: Margins | None = None
+
+
+def methods(size: Size) -> tuple[Method, ...]:
+    """Return every method, those of one network one after the other."""
+    return (
+        *(Method(name, "table", CLASSIFIER, score) for name, score in ONE_PASS_METHODS.items()),
+        Method("odin", "table", CLASSIFIER, "odin"),
+        Method("mahalanobis", "table", CLASSIFIER, "perturbed_mahalanobis"),
+        Method("chosen", "table", CLASSIFIER, "chosen"),
+        *_temperatures(size),
+        *(method for name in size.finetunings for method in _fine_tuned(name, size)),
+        *(
+            Method(margin_method(pair), "margins", margin_method(pair), "negative_energy", pair)
+            for pair in size.margins.pairs()
+        ),
+    )
+
+
+def temperature_method(temperature: float) -> str:
+    """Return the method's name for one point of Fig. 4a."""
+    return f"energy T={temperature:g}"
+
+
+def margin_method(margins: Margins) -> str:
+    """Return the method's name for one point of Fig. 4b."""
+    return f"energy_bounded m_in={margins.margin_in:g} m_out={margins.margin_out:g}"
+
+
+def slug(name: str) -> str:
+    """Return a name as that of a folder."""
+    return name.replace("=", "").replace(" ", "_")
+
+
+def _temperatures(size: Size) -> Iterable[Method]:
+    for temperature in size.temperature.temperatures:
+        yield Method(
+            temperature_method(temperature), "temperature", CLASSIFIER, NegativeEnergySpec(temperature=temperature)
+        )
+
+
+def _fine_tuned(name: str, size: Size) -> Iterable[Method]:
+    judged_by = size.finetunings[name].score
+    yield Method(name, "table", name, judged_by)
+    for score in get_args(ScoreName):
+        if score != judged_by:
+            yield Method(f"{name}+{score}", "scores", name, score)
+
+
+@dataclass(frozen=True)
+class Only:
+    """What of all was asked for; None where nothing was named."""
+
+    in_distribution: frozenset[str] | None = None
+    parts: frozenset[str] | None = None
+    """Names of experiments, networks and methods."""
+
+    def wants(self, method: Method) -> bool:
+        """Return whether a method was asked for by its own name, its network's or its experiment's."""
+        return self.parts is None or not self.parts.isdisjoint({method.name, method.network, method.experiment})
+
+
+def read_only(names: Collection[str], size: Size, benchmark: Benchmark) -> Only:
+    """Read names of in-distribution sets, experiments, networks and methods.
+
+    Raises:
+        RecipeError: a name that is none of them.
+    """
+    parts = {part for method in methods(size) for part in (method.experiment, method.network, method.name)}
+    if unknown := set(names) - parts - benchmark.in_distribution.keys():
+        named = [name for name in sorted(parts) if "=" not in name and "+" not in name]
+        raise RecipeError(
+            f"--only names {', '.join(sorted(unknown))}; there are the in-distribution sets "
+            f"{', '.join(benchmark.in_distribution)} and the experiments, networks and methods {', '.join(named)}"
+        )
+    sets, others = benchmark.in_distribution.keys() & set(names), parts & set(names)
+    return Only(frozenset(sets) or None, frozenset(others) or None)

@@ -1,0 +1,378 @@
+"""A run of the experiments, and the only file that knows their order."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import model_store
+from model_store.manifest import NegativeEnergySpec, ScoreSpec
+from model_store.networks import NetworkOutput
+from training.config import Margins
+from training.datasets import (
+    ImageSet,
+    load_set,
+    require_classes,
+    require_one_encoding,
+    split_calibration,
+)
+from training.evaluate import Say, TestSets
+from training.perturbed_scores import odin, perturbed_mahalanobis
+from training.publish import commit, hardware
+from training.reproduce.benchmark import Benchmark, SourcesSpec, find, require, ways_to_get
+from training.reproduce.choices import OdinSpec, PerturbedMahalanobisSpec, Validation, fitted_mahalanobis
+from training.reproduce.methods import CLASSIFIER, Method, Only, methods
+from training.reproduce.networks import FinetunePlan, Lab, Setting, TrainedNetwork, kept_outputs
+from training.reproduce.results import (
+    CHOICES,
+    NETWORKS,
+    RECORD,
+    ROWS,
+    SETS,
+    TEST,
+    InDistributionRecord,
+    MethodResult,
+    MethodScores,
+    Origin,
+    Results,
+    Row,
+    SetRecord,
+    method_folder,
+    rows,
+    write_results,
+    write_rows,
+    write_scores,
+    write_text,
+)
+from training.reproduce.size import FineTuning, Size
+from training.run_folder import open_stage, write_json
+from training.trainer import Progress
+
+GITIGNORE = "/networks/\n/scores/\n/choices/\n/sets/\n/inputs.json\n/.lock\n/.gitignore\n"
+"""What is too large for a repository, or of no use there: report, figures and results.json are left."""
+VALIDATION = "validation"
+
+MeasuredScore = ScoreSpec | OdinSpec | PerturbedMahalanobisSpec
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What is asked for, the data it reads, the folder it fills and the device it uses.
+
+    Run again it goes on where it was stopped: finished epochs and finished methods are not repeated.
+    """
+
+    benchmark: Benchmark
+    size: Size
+    only: Only
+    data_dir: Path
+    out: Path
+    command: str
+    device: torch.device
+    progress: Progress
+    say: Say
+
+    def all(self) -> Results:
+        """Run every experiment that is asked for; write each result as it is made, and return all there are.
+
+        Raises:
+            DataError: no in-distribution set is there, or one that was asked for is not; nothing is trained then.
+            ResumeError: `out` holds results of another size, other data or another recipe.
+        """
+        subjects = list(self._subjects())
+        for subject in subjects:
+            subject.check()
+        open_stage(self.out, {"size": self.size.name})
+        write_text(self.out / ".gitignore", GITIGNORE)
+        for subject in subjects:
+            subject.record()
+            for _ in subject.run(self.only):
+                self._write()
+        return self._write()
+
+    def signed(self, measured: tuple[Row, ...], seconds: float) -> MethodResult:
+        """Return rows with the code and the hardware that made them."""
+        return MethodResult(
+            commit=self._commit, hardware=hardware(self.device), seconds=round(seconds, 1), rows=measured
+        )
+
+    @cached_property
+    def _commit(self) -> str:
+        return commit() or model_store.__version__
+
+    def _write(self) -> Results:
+        return write_results(self.out, self.size.model_dump(mode="json"), self.command)
+
+    def _subjects(self) -> "Iterator[Subject]":
+        asked = self.only.in_distribution
+        there = [name for name in self.benchmark.in_distribution if self._is_there(name, asked)]
+        if not there:
+            first = next(iter(self.benchmark.in_distribution.values()))
+            require(first.train, self.data_dir)
+        for name in there:
+            spec = self.benchmark.in_distribution[name]
+            setting = Setting(name, spec, self.size, self.benchmark.preprocess, self.benchmark.augment)
+            yield Subject(self, setting)
+
+    def _is_there(self, name: str, asked: frozenset[str] | None) -> bool:
+        spec = self.benchmark.in_distribution[name]
+        if asked is not None:
+            return name in asked
+        missing = [sources for sources in (spec.train, spec.test) if find(sources, self.data_dir) is None]
+        for sources in missing[:1]:
+            self.say(f"{spec.title} is left out: {sources[0]} is not there. {ways_to_get(sources, self.data_dir)}")
+        return not missing
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One in-distribution set: its sets, its seeds, and the network that choices are made on."""
+
+    reproduction: Reproduction
+    setting: Setting
+
+    def check(self) -> None:
+        """Read every set and see whether each can play its role, before hours go into training.
+
+        Raises:
+            DataError: a set is missing or unfit, or sets differ in encoding.
+        """
+        sets = [self._train, self._outliers, self._tests.test, *self._tests.ood.values()]
+        require_one_encoding(sets)
+        for labelled in (self._train, self._tests.test):
+            require_classes(labelled, self.setting.spec.classes)
+        if not self._tests.far_ood:
+            first = self.setting.spec.far_ood[0]
+            require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)
+        _ = self._split
+
+    def record(self) -> None:
+        """Write down which sets there are, in what they differ from the paper's, and which hold training images.
+
+        Raises:
+            ResumeError: the folder's results are of other images.
+        """
+        spec, tests, ood = self.setting.spec, self._tests, self.reproduction.benchmark.ood
+        own = SourcesSpec(sources=spec.train, paper=spec.title, differs="")
+        folder = self.reproduction.out / SETS / self.setting.name
+        open_stage(folder, self._fingerprints)
+        trained_on = {digest for image_set in (self._train, self._outliers) for digest in _digests(image_set)}
+
+        def describe(image_set: ImageSet, sources: SourcesSpec) -> SetRecord:
+            found = sum(digest in trained_on for digest in _digests(image_set))
+            if found:
+                self.reproduction.say(
+                    f"{found} of the {len(image_set):,} images of {image_set.name} are training images or outliers too"
+                )
+            return _record(image_set, sources, found)
+
+        record = InDistributionRecord(
+            title=spec.title,
+            train=_record(self._train, own, 0),
+            test=describe(tests.test, own),
+            outliers=_record(self._outliers, self.reproduction.benchmark.outliers, 0),
+            far_ood={name: describe(image_set, ood[name]) for name, image_set in tests.far_ood.items()},
+            near_ood={name: describe(image_set, ood[name]) for name, image_set in tests.near_ood.items()},
+            missing=self._missing,
+        )
+        write_json(folder / RECORD, record.model_dump())
+
+    def run(self, only: Only) -> Iterator[None]:
+        """Run the methods that are asked for, network by network, for every seed; yield after each that was measured.
+
+        Those of Fig. 4b come last: their networks are of the validation split, and most runs have made them by then.
+        """
+        wanted = [method for method in methods(self.setting.size) if only.wants(method)]
+        for seed in self.setting.size.seeds:
+            yield from self._run_lab(self._lab(self._train, seed, f"seed-{seed}"), wanted, on_validation=False)
+        yield from self._run_lab(self._validation.lab, wanted, on_validation=True)
+
+    def _run_lab(self, lab: Lab, wanted: Sequence[Method], *, on_validation: bool) -> Iterator[None]:
+        here = [method for method in wanted if (method.margins is not None) == on_validation]
+        for name, group in groupby(here, key=lambda method: method.network):
+            of_network = list(group)
+            plan = self._plan(of_network[0])
+            network = lab.classifier() if plan is None else lab.fine_tuned(name, plan)
+            for method in of_network:
+                if self._measure(lab, method, network):
+                    yield
+
+    def _measure(self, lab: Lab, method: Method, network: TrainedNetwork) -> bool:
+        """Measure a method; return whether that was still to be done."""
+        score = self._resolved(method)
+        origin = self._origin(lab, method)
+        folder = method_folder(self.reproduction.out, self.setting.name, lab.folder.name, method.name)
+        inputs = {"weights": network.sha256, "score": score.model_dump(), "sets": self._fingerprints}
+        open_stage(folder, {"origin": origin.model_dump(), **inputs})
+        if (folder / ROWS).exists():
+            return False
+        self.reproduction.say(f"{self.setting.name}, {lab.folder.name}: measuring {method.name}")
+        start = time.perf_counter()
+        outputs = self._outputs(lab, method, network)
+        by_set = self._scores(score, lab, network, outputs)
+        correct = outputs[TEST].logits.argmax(dim=1).numpy() == self._tests.test.labels
+        kept = MethodScores(by_set[TEST], correct, {name: by_set[name] for name in self._tests.ood})
+        write_scores(folder, kept)
+        measured = tuple(rows(origin, kept))
+        write_rows(folder, self.reproduction.signed(measured, time.perf_counter() - start))
+        return True
+
+    def _outputs(self, lab: Lab, method: Method, network: TrainedNetwork) -> dict[str, NetworkOutput]:
+        folder = method_folder(self.reproduction.out, self.setting.name, lab.folder.name, method.network)
+        return kept_outputs(network, self._measured, folder.with_name(f"{folder.name}-outputs"))
+
+    def _scores(
+        self, score: MeasuredScore, lab: Lab, network: TrainedNetwork, outputs: dict[str, NetworkOutput]
+    ) -> dict[str, NDArray[np.float32]]:
+        match score:
+            case OdinSpec(temperature=temperature, epsilon=epsilon):
+                return {
+                    name: odin(network.normalised, images.images, temperature=temperature, epsilons=(epsilon,))[0]
+                    for name, images in self._measured.items()
+                }
+            case PerturbedMahalanobisSpec(epsilon=epsilon):
+                fitted = fitted_mahalanobis(lab, network)
+                return {
+                    name: perturbed_mahalanobis(network.normalised, images.images, fitted, epsilons=(epsilon,))[0]
+                    for name, images in self._measured.items()
+                }
+            case one_pass:
+                scorer = network.fitted(one_pass)
+                return {name: scorer(output).numpy() for name, output in outputs.items()}
+
+    def _resolved(self, method: Method) -> MeasuredScore:
+        """Return the method's score with its hyperparameters, chosen on validation outliers where they are chosen."""
+        match method.score:
+            case "odin":
+                return self._validation.odin()
+            case "perturbed_mahalanobis":
+                return self._validation.mahalanobis()
+            case "chosen":
+                chosen = self._validation.score(method.network, self._plan(method))
+                return self.setting.score_spec(chosen)
+            case NegativeEnergySpec() as spec:
+                return spec
+            case name:
+                return self.setting.score_spec(name)
+
+    def _plan(self, method: Method) -> FinetunePlan | None:
+        """Return how the method's network is fine-tuned; None for the classifier."""
+        size = self.setting.size
+        if method.margins is not None:
+            return FinetunePlan(size.margin_trial(method.margins))
+        if method.network == CLASSIFIER:
+            return None
+        fine_tuning = size.finetunings[method.network]
+        spec = size.finetune_spec(fine_tuning, self._margins(fine_tuning))
+        return FinetunePlan(spec, synthetic=fine_tuning.outliers == "synthetic")
+
+    def _margins(self, fine_tuning: FineTuning) -> Margins | None:
+        if fine_tuning.margins is None:
+            return None
+        published = self.setting.spec.published_margins if fine_tuning.margins == "published" else None
+        return published or self._validation.margins()
+
+    def _origin(self, lab: Lab, method: Method) -> Origin:
+        size = self.setting.size
+        return Origin(
+            in_distribution=self.setting.name,
+            network=size.network.label,
+            method=method.name,
+            seed=lab.seed,
+            draws=size.draws,
+            resamples=size.resamples,
+        )
+
+    def _lab(self, train: ImageSet, seed: int, run: str) -> Lab:
+        reproduction = self.reproduction
+        folder = reproduction.out / NETWORKS / self.setting.name / run
+        return Lab(
+            self.setting,
+            seed,
+            train,
+            self._outliers,
+            folder,
+            reproduction.device,
+            reproduction.progress,
+            reproduction.say,
+        )
+
+    @cached_property
+    def _validation(self) -> Validation:
+        train, held_out = self._split
+        lab = self._lab(train, self.setting.size.validation.seed, VALIDATION)
+        return Validation(lab, held_out, self.reproduction.out / CHOICES / self.setting.name)
+
+    @cached_property
+    def _split(self) -> tuple[ImageSet, ImageSet]:
+        validation = self.setting.size.validation
+        return split_calibration(self._train, round(validation.share * len(self._train)), validation.seed)
+
+    @cached_property
+    def _train(self) -> ImageSet:
+        return self._load(self.setting.spec.train)
+
+    @cached_property
+    def _outliers(self) -> ImageSet:
+        return self._load(self.reproduction.benchmark.outliers.sources)
+
+    @cached_property
+    def _tests(self) -> TestSets:
+        spec = self.setting.spec
+        return TestSets(self._load(spec.test), self._found(spec.far_ood), self._found(spec.near_ood))
+
+    def _found(self, names: Sequence[str]) -> dict[str, ImageSet]:
+        ood = self.reproduction.benchmark.ood
+        return {name: self._load(ood[name].sources) for name in names if name not in self._missing}
+
+    @cached_property
+    def _missing(self) -> dict[str, str]:
+        """OOD sets that are not there, and how to get them."""
+        spec, data_dir = self.setting.spec, self.reproduction.data_dir
+        sources = {name: self.reproduction.benchmark.ood[name].sources for name in (*spec.far_ood, *spec.near_ood)}
+        missing = {
+            name: ways_to_get(given, data_dir) for name, given in sources.items() if find(given, data_dir) is None
+        }
+        for name, way in missing.items():
+            self.reproduction.say(f"{name} is left out: it is not there. {way}")
+        return missing
+
+    @cached_property
+    def _measured(self) -> dict[str, ImageSet]:
+        return {TEST: self._tests.test} | self._tests.ood
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        sets = {"train": self._train, "outliers": self._outliers} | self._measured
+        return {name: image_set.fingerprint for name, image_set in sets.items()}
+
+    def _load(self, sources: tuple[str, ...]) -> ImageSet:
+        reproduction = self.reproduction
+        source = require(sources, reproduction.data_dir)
+        reproduction.say(f"reading {source}")
+        return load_set(source, reproduction.data_dir, self.setting.preprocess, None)
+
+
+def _digests(image_set: ImageSet) -> Iterator[bytes]:
+    """Yield a digest of every image's pixels, by which equal images are found."""
+    return (hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in image_set.images)
+
+
+def _record(image_set: ImageSet, sources: SourcesSpec, in_training: int) -> SetRecord:
+    return SetRecord(
+        source=image_set.name,
+        images=len(image_set),
+        encoding=image_set.encoding,
+        sha256=image_set.fingerprint,
+        paper=sources.paper,
+        published=sources.published,
+        differs=sources.differs,
+        in_training=in_training,
+    )

@@ -1,0 +1,160 @@
+"""How large the experiments are: one TOML file a size, which says every count."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
+
+from model_store.manifest import Frozen, OpenFraction, ScoreName, WideResNetSpec
+from training.config import ExecutionSpec, FinetuneSpec, Margins, PretrainSpec, fault
+from training.errors import RecipeError
+
+SIZES = Path(__file__).parent / "sizes"
+
+
+class NetworkSize(Frozen):
+    """A WideResNet, whatever it classifies."""
+
+    depth: int = Field(ge=10)
+    widen_factor: int = Field(ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def label(self) -> str:
+        """Its name in results."""
+        return f"WRN-{self.depth}-{self.widen_factor}"
+
+    def spec(self, num_classes: int) -> WideResNetSpec:
+        """Return the network for so many classes."""
+        return WideResNetSpec(
+            depth=self.depth, widen_factor=self.widen_factor, dropout=self.dropout, num_classes=num_classes
+        )
+
+
+class ValidationSize(Frozen):
+    """The network that choices are made on: its training holds out a share of the training images, stratified.
+
+    No other network is trained on fewer images, and this one gives no figure but those of Fig. 4b.
+    """
+
+    share: OpenFraction
+    images: int = Field(ge=2)
+    """So many of the images held out stand for in-distribution; of these each kind of validation outliers is made."""
+    seed: int = Field(ge=0, lt=2**31)
+
+
+class TemperatureExperiment(Frozen):
+    """Fig. 4a: negative energy of the classifier at other temperatures."""
+
+    temperatures: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+
+class MarginExperiment(Frozen):
+    """Fig. 4b, and the choice of margins: energy fine-tuning of the validation network with each pair of margins."""
+
+    margin_in: tuple[FiniteFloat, ...] = Field(min_length=1)
+    margin_out: tuple[FiniteFloat, ...] = Field(min_length=1)
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the table `finetune` that are others here."""
+
+    def pairs(self) -> tuple[Margins, ...]:
+        """Return every pair of margins."""
+        return tuple(Margins(margin_in=i, margin_out=o) for i in self.margin_in for o in self.margin_out)
+
+
+class OdinGrid(Frozen):
+    """What ODIN chooses from."""
+
+    temperatures: tuple[FiniteFloat, ...] = Field(min_length=1)
+    epsilons: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+
+class MahalanobisGrid(Frozen):
+    """What perturbed Mahalanobis chooses from."""
+
+    epsilons: tuple[FiniteFloat, ...] = Field(min_length=1)
+
+
+class FineTuning(Frozen):
+    """One way to fine-tune the classifier, and the score that it is judged by."""
+
+    title: str
+    objective: dict[str, Any]
+    """As in a recipe's `finetune.objective`; without margins if `margins` says where they come from."""
+    margins: Literal["published", "chosen"] | None = None
+    """`published`: the paper's; chosen where it has none. `chosen`: on validation outliers."""
+    finetune: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the table `finetune` that are others here."""
+    outliers: Literal["synthetic"] | None = None
+    """`synthetic`: made of the training images; otherwise those of the benchmark. Margins are chosen with these."""
+    score: ScoreName | Literal["chosen"] = "negative_energy"
+
+
+class Size(Frozen):
+    """Every count of the experiments."""
+
+    name: str
+    description: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    network: NetworkSize
+    execution: ExecutionSpec = ExecutionSpec()
+    pretrain: PretrainSpec
+    finetune: dict[str, Any]
+    """What all fine-tunings share, as in a recipe's table; each adds its objective."""
+    finetunings: dict[str, FineTuning]
+    validation: ValidationSize
+    odin: OdinGrid
+    mahalanobis: MahalanobisGrid
+    temperature: TemperatureExperiment
+    margins: MarginExperiment
+    fit_images: int = Field(ge=2)
+    """At most so many training images, stratified, are what scores are fitted on."""
+    draws: int = Field(default=10, ge=1)
+    resamples: int = Field(default=1000, ge=1)
+    """Of the bootstrap."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds are {seeds}; each must be another, and at least 0")
+        return seeds
+
+    @model_validator(mode="after")
+    def _fine_tunings_can_be_made(self) -> "Size":
+        for fine_tuning in self.finetunings.values():
+            self.finetune_spec(fine_tuning, self.margins.pairs()[0] if fine_tuning.margins else None)
+        for pair in self.margins.pairs():
+            self.margin_trial(pair)
+        return self
+
+    def finetune_spec(self, fine_tuning: FineTuning, margins: Margins | None) -> FinetuneSpec:
+        """Return a recipe's table `finetune`."""
+        objective = fine_tuning.objective | (margins.model_dump() if margins else {})
+        return FinetuneSpec.model_validate(self.finetune | fine_tuning.finetune | {"objective": objective})
+
+    def margin_trial(self, margins: Margins) -> FinetuneSpec:
+        """Return a recipe's table `finetune` for one point of Fig. 4b."""
+        objective = {"kind": "energy_bounded"} | margins.model_dump()
+        return FinetuneSpec.model_validate(self.finetune | self.margins.finetune | {"objective": objective})
+
+
+def read_size(path: Path) -> Size:
+    """Read a size's file; a bare name (`paper`) is one of those that come with the package.
+
+    Raises:
+        RecipeError: no such file, no TOML, or fields that are missing, unknown or out of range.
+    """
+    shipped = SIZES / f"{path.name.removesuffix('.toml')}.toml"
+    if not path.is_file() and path.parent == Path() and shipped.exists():
+        path = shipped
+    try:
+        return Size.model_validate({"name": path.stem} | tomllib.loads(path.read_text()))
+    except OSError as err:
+        known = ", ".join(sorted(size.stem for size in SIZES.glob("*.toml")))
+        raise RecipeError(f"no size at {path} ({err.strerror}); the package has {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise RecipeError(f"{path} is not TOML: {err}") from err
+    except ValidationError as err:
+        raise RecipeError(f"{path}: {'; '.join(map(fault, err.errors()))}") from err
