@@ -1,6 +1,5 @@
 """A run of the experiments, and the only file that knows their order."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from training.datasets import (
     split_calibration,
 )
 from training.evaluate import Say, TestSets
+from training.overlap import digests
 from training.perturbed_scores import odin, perturbed_mahalanobis
 from training.publish import commit, hardware
 from training.reproduce.benchmark import Benchmark, SourcesSpec, find, require, ways_to_get
@@ -163,10 +163,10 @@ class Subject:
         own = SourcesSpec(sources=spec.train, paper=spec.title, differs="")
         folder = self.reproduction.out / SETS / self.setting.name
         open_stage(folder, self._fingerprints)
-        trained_on = {digest for image_set in (self._train, self._outliers) for digest in _digests(image_set)}
+        trained_on = np.concatenate([digests(image_set) for image_set in (self._train, self._outliers)])
 
         def describe(image_set: ImageSet, sources: SourcesSpec) -> SetRecord:
-            found = sum(digest in trained_on for digest in _digests(image_set))
+            found = int(np.isin(digests(image_set), trained_on).sum())
             if found:
                 self.reproduction.say(
                     f"{found} of the {len(image_set):,} images of {image_set.name} are training images or outliers too"
@@ -358,11 +358,6 @@ class Subject:
         source = require(sources, reproduction.data_dir)
         reproduction.say(f"reading {source}")
         return load_set(source, reproduction.data_dir, self.setting.preprocess, None)
-
-
-def _digests(image_set: ImageSet) -> Iterator[bytes]:
-    """Yield a digest of every image's pixels, by which equal images are found."""
-    return (hashlib.blake2b(pixels.tobytes(), digest_size=16).digest() for pixels in image_set.images)
 
 
 def _record(image_set: ImageSet, sources: SourcesSpec, in_training: int) -> SetRecord:
