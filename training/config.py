@@ -316,8 +316,12 @@ class Recipe(Frozen):
     augment: AugmentSpec
     execution: ExecutionSpec = ExecutionSpec()
     pretrain: PretrainSpec | None = None
-    start: str | None = None
-    """A published bundle, `name@version`, whose network training begins with instead of one from scratch."""
+    start: str | tuple[str, ...] | None = None
+    """A published bundle, `name@version`, whose network training begins with instead of one from scratch.
+
+    Of several the mean of their weights is taken (a model soup; Wortsman et al., 2022): they must be descendants of one
+    network, or the mean is none.
+    """
     finetune: FinetuneSpec
     scores: tuple[ScoreSpec, ...] = ()
     """What the bundle carries beside negative energy."""
@@ -326,9 +330,10 @@ class Recipe(Frozen):
 
     @field_validator("start")
     @classmethod
-    def _start_names_a_version(cls, start: str | None) -> str | None:
-        if start is not None and not re.fullmatch(r"[^@]+@[1-9][0-9]*", start):
-            raise ValueError(f"start is {start!r}; name a bundle and its version, as in cifar10@1")
+    def _start_names_a_version(cls, start: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for name in (start,) if isinstance(start, str) else start or ():
+            if not re.fullmatch(r"[^@]+@[1-9][0-9]*", name):
+                raise ValueError(f"start is {name!r}; name a bundle and its version, as in cifar10@1")
         return start
 
     @field_validator("scores", mode="before")
@@ -351,6 +356,11 @@ class Recipe(Frozen):
                 "table [[scores]] of that kind"
             )
         return self
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The bundles that training begins with."""
+        return (self.start,) if isinstance(self.start, str) else self.start or ()
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "Recipe":

@@ -73,6 +73,7 @@ def records(sets: Mapping[str, ImageSet], found: Mapping[str, Overlap]) -> tuple
             in_training=found[role].shared if role in found else 0,
         )
         for role, image_set in sets.items()
+        if len(image_set)  # a recipe may hold out nothing to calibrate on
     )
 
 

@@ -50,6 +50,8 @@ START, PRETRAIN, SELECT, FINETUNE, CALIBRATE, EVALUATE = (
     "calibrate",
     "evaluate",
 )
+SYNTHETIC_OUTLIERS = "synthetic outliers"
+"""The role of the training images that outliers are made of."""
 
 
 @dataclass(frozen=True)
@@ -361,12 +363,13 @@ class Run:
             raise DataError(f"{sets.test.name} has classes {sets.test.classes}; {train.name} has {train.classes}")
         ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
         # Synthetic outliers are recorded by what they are made of.
-        outliers = {"synthetic outliers": train} if self._outliers is None else {"outliers": self._outliers}
+        outliers = {SYNTHETIC_OUTLIERS: train} if self._outliers is None else {"outliers": self._outliers}
         return {"train": train, "calibration": held_out} | outliers | {"test": sets.test} | ood
 
     @cached_property
     def _overlaps(self) -> dict[str, Overlap]:
-        return overlaps(self._sets_by_role())
+        # Synthetic outliers are made of training images, so that they share them says nothing.
+        return overlaps({role: held for role, held in self._sets_by_role().items() if role != SYNTHETIC_OUTLIERS})
 
     @property
     def _set_records(self) -> tuple[ImageSetRecord, ...]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from model_store.bundle import WEIGHTS, load_bundle, read_manifest
 from model_store.errors import BundleNotFoundError
@@ -28,6 +28,8 @@ def start(
 ) -> nn.Module:
     """Return the network of the recipe's `start` bundle, from the first store that has it; keep it in `folder`.
 
+    Of several bundles it is the mean.
+
     device: where the bundle's golden images are replayed.
 
     Raises:
@@ -41,15 +43,24 @@ def start(
         require_inputs(folder, inputs)
         read_weights(folder, network)
         return network
-    bundle = load_bundle(_find(str(recipe.start), stores), device=device)
-    _require_same_task(recipe, train_set, bundle.manifest)
-    _require_same_split(recipe, train_set, bundle.manifest)
-    say(f"starting from {bundle.folder}")
+    bundles = {name: load_bundle(_find(name, stores), device=device) for name in recipe.starts}
+    for name, bundle in bundles.items():
+        _require_same_task(name, recipe, train_set, bundle.manifest)
+        _require_same_split(name, recipe, train_set, bundle.manifest)
+        say(f"starting from {bundle.folder}")
     open_stage(folder, inputs)  # not earlier: a bundle that is refused leaves nothing to be refused for
-    network.load_state_dict(load_file(bundle.folder / WEIGHTS))
-    write_json(folder / MANIFEST, bundle.manifest.model_dump(mode="json"))
+    network.load_state_dict(_mean([load_file(bundle.folder / WEIGHTS) for bundle in bundles.values()]))
+    write_json(folder / MANIFEST, bundles[recipe.starts[0]].manifest.model_dump(mode="json"))
     write_weights(folder, network)
     return network
+
+
+def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the mean of each parameter and statistic; what counts batches is the first's."""
+    return {
+        key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
+        for key, value in networks[0].items()
+    }
 
 
 def untuned_figures(recipe: Recipe, folder: Path, sets: dict[str, str]) -> NetworkEvaluation | None:
@@ -76,19 +87,20 @@ def _find(name: str, stores: Sequence[Store]) -> Path:
     for store in stores:
         if ref in store.refs():
             folder = store.resolve(ref)
-            if read_manifest(folder).provenance.recipe.get("start") != name:  # a namesake that started from it
+            origin = read_manifest(folder).provenance.recipe.get("start") or ()
+            if name not in ((origin,) if isinstance(origin, str) else origin):  # a namesake that started from it
                 return folder
     raise BundleNotFoundError(f"start is {name}; it is in none of {', '.join(str(store.root) for store in stores)}")
 
 
-def _require_same_task(recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
+def _require_same_task(start: str, recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
     asked = {"network": recipe.network, "preprocess": recipe.preprocess, "classes": train_set.classes}
     for what, value in asked.items():
         if value != getattr(found, what):
-            raise RecipeError(f"start: {recipe.start} has {what} {getattr(found, what)!r}; the recipe has {value!r}")
+            raise RecipeError(f"start: {start} has {what} {getattr(found, what)!r}; the recipe has {value!r}")
 
 
-def _require_same_split(recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
+def _require_same_split(start: str, recipe: Recipe, train_set: ImageSet, found: Manifest) -> None:
     """Refuse a bundle that may have been trained on what this recipe holds out.
 
     Only the same split of the same images excludes it, for the bundle and for those that it started from in turn.
@@ -103,6 +115,6 @@ def _require_same_split(recipe: Recipe, train_set: ImageSet, found: Manifest) ->
     for what, value in now.items():
         if held_out and value != then[what]:
             raise RecipeError(
-                f"start: {recipe.start} was made with {what} = {then[what]!r}, the recipe has {value!r}; images that "
+                f"start: {start} was made with {what} = {then[what]!r}, the recipe has {value!r}; images that "
                 "this split holds out for calibration may be images that it was trained on"
             )

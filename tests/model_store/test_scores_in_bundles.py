@@ -44,8 +44,10 @@ def bundle(scored_draft: BundleDraft, tmp_path_factory: pytest.TempPathFactory) 
 def test_every_score_comes_back_as_it_was_fitted(
     bundle: Bundle, scored_draft: BundleDraft, network: torch.nn.Module, scorer: Scorer, test_images: np.ndarray
 ) -> None:
-    found, scored = bundle.predictor.predict_by_all(test_images), scorer.score(test_images)
+    found, scored = bundle.predictor.predict_by_all(test_images), bundle.predictor.scorer.score(test_images)
     assert list(found) == ["negative_energy", *(spec.kind for spec in scored_draft.manifest.scores)]
+    # Another instance of the network, in whose convolutions threads may sum in another order.
+    np.testing.assert_allclose(scored.negative_energy, scorer.score(test_images).negative_energy, atol=1e-4)
     np.testing.assert_array_equal(found["negative_energy"].value, scored.negative_energy)
     for spec in scored_draft.manifest.scores:
         fitted = restore_score(spec, scored_draft.statistics[spec.kind], Head.of(network))

@@ -227,7 +227,14 @@ def test_torchrun_command_is_interrupted_and_resumed(image_sets: Path, tmp_path:
     (tmp_path / "short.toml").write_text(text.replace('textures = "textures/test"', "[evaluate]\ndraws = 1"))
     command = [*TORCHRUN, "-m", "training", "run", "short.toml", "--data", image_sets]
     with subprocess.Popen(
-        command, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Not ignored, as it is in what a shell runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert any("pretrain epoch 1/2" in line for line in process.stderr)

@@ -348,6 +348,8 @@ def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path)
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # Not ignored, as it is in what a shell runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         assert any("pretrain epoch 2/12" in line for line in process.stderr)
