@@ -44,19 +44,22 @@ def bundle(scored_draft: BundleDraft, tmp_path_factory: pytest.TempPathFactory) 
 def test_every_score_comes_back_as_it_was_fitted(
     bundle: Bundle, scored_draft: BundleDraft, network: torch.nn.Module, scorer: Scorer, test_images: np.ndarray
 ) -> None:
-    found, scored = bundle.predictor.predict_by_all(test_images), bundle.predictor.scorer.score(test_images)
+    scored = bundle.predictor.scorer.score(test_images)
+    found = bundle.predictor.judge_by_all(scored)
     assert list(found) == ["negative_energy", *(spec.kind for spec in scored_draft.manifest.scores)]
     # Another instance of the network, in whose convolutions threads may sum in another order.
     np.testing.assert_allclose(scored.negative_energy, scorer.score(test_images).negative_energy, atol=1e-4)
     np.testing.assert_array_equal(found["negative_energy"].value, scored.negative_energy)
     for spec in scored_draft.manifest.scores:
         fitted = restore_score(spec, scored_draft.statistics[spec.kind], Head.of(network))
-        np.testing.assert_array_equal(found[spec.kind].value, fitted(scored.output).numpy())
+        # Products of the same matrices may differ in the last bit: their sums follow where memory was aligned.
+        np.testing.assert_allclose(found[spec.kind].value, fitted(scored.output).numpy(), rtol=1e-5, atol=1e-6)
     assert all(verdicts.value.dtype == np.float32 for verdicts in found.values())
 
 
 def test_scores_agree_with_the_verdict_that_is_one_of_them(bundle: Bundle, test_images: np.ndarray) -> None:
-    plain, by_all = bundle.predictor.predict(test_images), bundle.predictor.predict_by_all(test_images)
+    scored = bundle.predictor.scorer.score(test_images)
+    plain, by_all = bundle.predictor.judge(scored), bundle.predictor.judge_by_all(scored)
     np.testing.assert_array_equal(plain.negative_energy, by_all["negative_energy"].value)
     np.testing.assert_array_equal(plain.p_value, by_all["negative_energy"].p_value)
     np.testing.assert_array_equal(plain.is_ood, by_all["negative_energy"].is_ood)
@@ -67,10 +70,11 @@ def test_another_score_may_be_the_verdict(
 ) -> None:
     manifest = scored_draft.manifest.model_copy(update={"verdict": "knn"})
     predictor = load_bundle(store.publish(replace(scored_draft, manifest=manifest))).predictor
-    found, usual = predictor.predict(test_images), bundle.predictor
-    by_all = usual.predict_by_all(test_images)
-    np.testing.assert_array_equal(found.p_value, by_all["knn"].p_value)
-    np.testing.assert_array_equal(found.is_ood, by_all["knn"].is_ood)
+    scored = predictor.scorer.score(test_images)
+    found, by_all = predictor.judge(scored), bundle.predictor.judge_by_all(scored)
+    # A p-value steps where a score passes one of n = 200, which its last bit may decide.
+    np.testing.assert_allclose(found.p_value, by_all["knn"].p_value, atol=1.01 / 201)
+    assert (found.is_ood != by_all["knn"].is_ood).sum() <= 1
     np.testing.assert_array_equal(found.negative_energy, by_all["negative_energy"].value)
     assert predictor.threshold == np.float32(manifest.calibrations["knn"].threshold)
     assert not np.array_equal(found.is_ood, by_all["negative_energy"].is_ood)
