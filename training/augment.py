@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from training.config import AugmentSpec, JpegAugment, ResizeAugment
+from training.config import AugmentSpec, JpegShare, ResizeAugment
 from training.resampling import KERNELS, rescale
 
 
@@ -59,7 +59,7 @@ def _noisy(images: Tensor, sd_max: float, generator: Generator) -> Tensor:
     return noisy.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _jpeg_share(images: Tensor, spec: JpegAugment, generator: Generator) -> Tensor:
+def _jpeg_share(images: Tensor, spec: JpegShare, generator: Generator) -> Tensor:
     chosen = _share(images, spec.share, generator)
     quality = torch.randint(
         spec.quality_min, spec.quality_max + 1, chosen.shape, generator=generator, device=images.device

@@ -107,3 +107,12 @@ class SyntheticOutlierBatches:
             outliers = synthetic_outliers(batch.images, count, own)
             images = [augment(role, self.labelled.spec, own) for role in (batch.images, outliers)]
             yield Batch(torch.cat(images), batch.labels)
+
+
+def mixed_batches(
+    labelled: LabelledBatches, outliers: ImageSet | None, batch_size: int, seed: int
+) -> OutlierBatches | SyntheticOutlierBatches:
+    """Return batches of labelled images, each followed by `batch_size` outliers; None makes these of the former."""
+    if outliers is None:
+        return SyntheticOutlierBatches(labelled, batch_size)
+    return OutlierBatches(labelled, outliers, batch_size, seed)

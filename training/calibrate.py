@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 
 from model_store import calibration
 from model_store.errors import CalibrationError
+from model_store.images import decode
 from model_store.manifest import Calibration, ScoreName
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.scores import NegativeEnergy, OnePassScore
-from training.config import CalibrateSpec
+from training import encode
+from training.config import CalibrateSpec, JpegShare
 from training.datasets import ImageSet
 from training.errors import DataError
 from training.run_folder import write_json
@@ -48,17 +50,38 @@ def choose_rank(spec: CalibrateSpec, held_out_images: int) -> int:
         raise DataError(f"{err}; raise data.calibration_images or calibrate.alpha in the recipe") from err
 
 
+def as_sent(images: NDArray[np.uint8], jpeg: JpegShare | None, seed: int) -> NDArray[np.uint8]:
+    """Return uint8 (N, H, W, 3) as they arrive when a share of them is sent as JPEG; which, and its quality, is drawn.
+
+    Each image is sent once, so that the scores stay independent, as the thresholds' guarantees need.
+    """
+    if jpeg is None:
+        return images
+    random = np.random.default_rng(seed)
+    chosen = random.permutation(len(images))[: round(jpeg.share * len(images))]
+    qualities = random.integers(jpeg.quality_min, jpeg.quality_max, len(chosen), endpoint=True)
+    sent = images.copy()
+    for index, quality in zip(chosen, qualities.tolist(), strict=True):
+        sent[index] = decode(encode.jpeg(images[index], quality))
+    return sent
+
+
 def calibrate(
-    spec: CalibrateSpec, scorer: Scorer, held_out: ImageSet, folder: Path, further: Sequence[OnePassScore] = ()
+    spec: CalibrateSpec,
+    scorer: Scorer,
+    held_out: ImageSet,
+    folder: Path,
+    further: Sequence[OnePassScore] = (),
+    seed: int = 0,
 ) -> Calibrated:
     """Score the held-out images and set every score's threshold; write `calibration.json` for the reader.
 
-    further: the bundle's scores beside negative energy, fitted.
+    further: the bundle's scores beside negative energy, fitted. seed: draws which images are sent as JPEG.
 
     Raises:
         DataError: too few images for the method and alpha asked for, or a score of theirs is not finite.
     """
-    scored = scorer.score(held_out.images)
+    scored = scorer.score(as_sent(held_out.images, spec.jpeg, seed))
     k = choose_rank(spec, len(held_out))
     scores: dict[ScoreName, CalibratedScore] = {}
     specs: dict[ScoreName, Calibration] = {}

@@ -114,6 +114,15 @@ def finetune(
 
 
 @app.command()
+def average(
+    recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
+) -> None:
+    """Take the mean of the bundles that the recipe starts from, with batch-norm statistics of its own."""
+    with _opened_by_first(recipe, data, run_folder, device) as opened:
+        opened.average()
+
+
+@app.command()
 def calibrate(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:

@@ -64,15 +64,15 @@ class DataSpec(Frozen):
         return {"train": self.train} | outliers | {"test": self.test} | ood
 
 
-class JpegAugment(Frozen):
-    """Re-encode a share of every batch as JPEG, each image with a quality of its own."""
+class JpegShare(Frozen):
+    """A share of the images is JPEG, each of a quality of its own, uniform between the two."""
 
     share: Fraction
     quality_min: int = Field(ge=1, le=100)
     quality_max: int = Field(ge=1, le=100)
 
     @model_validator(mode="after")
-    def _quality_is_a_range(self) -> "JpegAugment":
+    def _quality_is_a_range(self) -> "JpegShare":
         if self.quality_min > self.quality_max:
             raise ValueError(f"quality_min is {self.quality_min}, above quality_max {self.quality_max}")
         return self
@@ -99,7 +99,7 @@ class AugmentSpec(Frozen):
     crop_padding: int = Field(default=4, ge=0)
     noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
     """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
-    jpeg: JpegAugment | None = None
+    jpeg: JpegShare | None = None
     resize: ResizeAugment | None = None
     """Before all else: what was resized was so before it was cropped, noisy and stored."""
 
@@ -272,6 +272,16 @@ class FinetuneSpec(OptimisationSpec):
         return self
 
 
+class AverageSpec(Frozen):
+    """The mean of the start bundles is taken as it is, but for its batch-norm statistics, which are measured anew.
+
+    On batches as in fine-tuning: augmented, with outliers in each.
+    """
+
+    batch_size: int = Field(ge=2)
+    outlier_batch_size: int = Field(ge=1)
+
+
 class ExecutionSpec(Frozen):
     """How training steps run. The last layer, energies and losses are float32 whatever the precision."""
 
@@ -288,6 +298,8 @@ class CalibrateSpec(Frozen):
     temperature: FiniteFloat = Field(default=1.0, gt=0)
     """Of negative energy."""
     verdict: ScoreName = "negative_energy"
+    jpeg: JpegShare | None = None
+    """How many of the held-out images are sent as JPEG. The guarantee is for traffic that looks like them."""
 
     @model_validator(mode="after")
     def _delta_is_the_pac_methods(self) -> "CalibrateSpec":
@@ -322,7 +334,8 @@ class Recipe(Frozen):
     Of several the mean of their weights is taken (a model soup; Wortsman et al., 2022): they must be descendants of one
     network, or the mean is none.
     """
-    finetune: FinetuneSpec
+    finetune: FinetuneSpec | None = None
+    average: AverageSpec | None = None
     scores: tuple[ScoreSpec, ...] = ()
     """What the bundle carries beside negative energy."""
     calibrate: CalibrateSpec = CalibrateSpec()
@@ -369,13 +382,44 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _batches_hold_every_kind(self) -> "Recipe":
-        if self.data.outliers_are_synthetic and self.finetune.outlier_batch_size < len(KINDS):
+    def _ends_somewhere(self) -> "Recipe":
+        if (self.finetune is None) == (self.average is None):
+            raise ValueError("give either [finetune] or [average], the mean of the bundles that start names")
+        if self.average and (self.pretrain or len(self.starts) < 2):
             raise ValueError(
-                f"outlier_batch_size is {self.finetune.outlier_batch_size}; synthetic outliers are of {len(KINDS)} "
-                "kinds, and every batch needs one of each"
+                f"[average] takes the mean of the bundles that start names; start is {self.start!r}: name two or more, "
+                "and no [pretrain]"
             )
         return self
+
+    @model_validator(mode="after")
+    def _batches_hold_every_kind(self) -> "Recipe":
+        size = self.last_stage.outlier_batch_size
+        if self.data.outliers_are_synthetic and size < len(KINDS):
+            raise ValueError(
+                f"outlier_batch_size is {size}; synthetic outliers are of {len(KINDS)} kinds, and every batch needs "
+                "one of each"
+            )
+        return self
+
+    @property
+    def last_stage(self) -> FinetuneSpec | AverageSpec:
+        """The stage that ends in the network of the bundle."""
+        spec = self.finetune or self.average
+        if spec is None:
+            raise ValueError("a recipe has one of the two")
+        return spec
+
+    @property
+    def finetuning(self) -> FinetuneSpec:
+        """How the network is fine-tuned.
+
+        Raises:
+            RecipeError: it is not; the recipe averages.
+        """
+        if self.finetune is None:
+            raise RecipeError(f"recipe {self.name} has no [finetune]: it takes the mean of {', '.join(self.starts)}")
+        return self.finetune
 
     def with_chosen(self, margins: Margins) -> "Recipe":
         """Return the recipe with what its selection chose written beside it, as it is published."""
@@ -388,11 +432,11 @@ class Recipe(Frozen):
         Raises:
             RecipeError: they are still to be chosen.
         """
-        if self.finetune.selection is None:
+        if self.finetuning.selection is None:
             return self
-        if self.finetune.selection.chosen is None:
+        if self.finetuning.selection.chosen is None:
             raise RecipeError(f"recipe {self.name} has no margins yet: run the stage select first")
-        return self._with_margins(self.finetune.selection.chosen)
+        return self._with_margins(self.finetuning.selection.chosen)
 
     def trial(self, margins: Margins) -> "Recipe":
         """Return the recipe of the few epochs by which its selection tries margins."""
@@ -405,16 +449,16 @@ class Recipe(Frozen):
         Raises:
             RecipeError: the recipe gives them.
         """
-        if self.finetune.selection is None:
+        if self.finetuning.selection is None:
             raise RecipeError(f"recipe {self.name} has no [finetune.selection]: its margins are given")
-        return self.finetune.selection
+        return self.finetuning.selection
 
     def _with_margins(self, margins: Margins) -> "Recipe":
-        objective = self.finetune.objective.model_copy(update=margins.model_dump())
+        objective = self.finetuning.objective.model_copy(update=margins.model_dump())
         return self._with_finetune(objective=objective, selection=None)
 
     def _with_finetune(self, **changes: Any) -> "Recipe":
-        return self.model_copy(update={"finetune": self.finetune.model_copy(update=changes)})
+        return self.model_copy(update={"finetune": self.finetuning.model_copy(update=changes)})
 
     @model_validator(mode="after")
     def _network_exists(self) -> "Recipe":

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model_store.networks import build_network
-from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
+from training.batches import LabelledBatches, mixed_batches
 from training.config import SYNTHETIC, BalancedEnergySpec, Margins, Recipe
 from training.datasets import ImageSet
 from training.distributed import ALONE, Processes
@@ -26,7 +26,7 @@ def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | No
     """
     return {
         **pretrain_inputs(recipe, train_set),
-        "finetune": recipe.finetune.model_dump(exclude_none=True),
+        "finetune": recipe.finetuning.model_dump(exclude_none=True),
         "classifier": weights_sha256(pretrained),
         "outliers": SYNTHETIC if outliers is None else {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
@@ -47,7 +47,7 @@ def finetune(
     outliers: None to make them of the training images.
 
     Raises:
-        RecipeError: the margins are still to be chosen.
+        RecipeError: the margins are still to be chosen, or the recipe does not fine-tune.
         ResumeError: the classifier is not trained, or `folder` holds another recipe's network.
         DivergedError: the loss is not finite.
     """
@@ -103,14 +103,10 @@ def _from_classifier(
     processes: Processes,
 ) -> nn.Module:
     processes.first_does(lambda: open_stage(folder, inputs))  # before anything is kept there
-    network, spec = build_network(recipe.network), recipe.finetune
+    network, spec = build_network(recipe.network), recipe.finetuning
     processes.first_fills(network, lambda: read_weights(pretrained, network))
     labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device, processes)
-    batches = (
-        SyntheticOutlierBatches(labelled, spec.outlier_batch_size)
-        if outliers is None
-        else OutlierBatches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
-    )
+    batches = mixed_batches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
     classes = None
     if isinstance(spec.objective, BalancedEnergySpec):
         pieces = outlier_pieces(outliers, train_set, recipe.seed)

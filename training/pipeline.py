@@ -18,6 +18,7 @@ from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
+from training.average import average, average_inputs
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import (
@@ -42,11 +43,12 @@ from training.selection import Choice
 from training.start import start, untuned_figures
 from training.trainer import CHECKPOINT, Progress, read_checkpoint
 
-START, PRETRAIN, SELECT, FINETUNE, CALIBRATE, EVALUATE = (
+START, PRETRAIN, SELECT, FINETUNE, AVERAGE, CALIBRATE, EVALUATE = (
     "start",
     "pretrain",
     "select",
     "finetune",
+    "average",
     "calibrate",
     "evaluate",
 )
@@ -81,7 +83,9 @@ class Run:
         """
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
         sizes = {f"{name}.batch_size": spec.batch_size for name, spec in stages.items() if spec is not None}
-        for what, size in {**sizes, "finetune.outlier_batch_size": self.recipe.finetune.outlier_batch_size}.items():
+        if self.recipe.finetune is not None:
+            sizes["finetune.outlier_batch_size"] = self.recipe.finetune.outlier_batch_size
+        for what, size in sizes.items():
             self.processes.require_divisible(what, size)
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
@@ -98,8 +102,11 @@ class Run:
         self.pretrain()
         if self._selects_margins:
             self.select()
-        self.finetune()
+        if self._last == FINETUNE:
+            self.finetune()
         self.processes.leave_to_first()
+        if self._last == AVERAGE:
+            self.average()
         if not self._is_evaluated():
             self.evaluate()
         return self.publish(store) if self.recipe.data.calibration_images else None
@@ -174,8 +181,17 @@ class Run:
             self.processes,
         )
 
+    def average(self) -> nn.Module:
+        """Take the mean of the start bundles, with batch-norm statistics of its own.
+
+        Raises:
+            RecipeError: the recipe fine-tunes instead.
+        """
+        folders = self.folder / PRETRAIN, self.folder / AVERAGE
+        return average(self.recipe, self._train_set, self._outliers, *folders, self.device)
+
     def calibrate(self) -> Calibrated:
-        """Fit the recipe's scores to the fine-tuned network and set every threshold on the held-out images.
+        """Fit the recipe's scores to the network and set every threshold on the held-out images.
 
         Raises:
             RecipeError: the recipe holds out none.
@@ -186,18 +202,19 @@ class Run:
                 "set data.calibration_images, 5000 say"
             )
         self.say("calibrating")
-        scorer, head = self._scorer(FINETUNE), Head.of(self._network(FINETUNE))
+        scorer, head = self._scorer(self._last), Head.of(self._network(self._last))
         further = fit_scores(self.recipe.scores, scorer, self._train_set, head)
-        return calibrate(self.recipe.calibrate, scorer, self._split[1], self.folder / CALIBRATE, further)
+        folder = self.folder / CALIBRATE
+        return calibrate(self.recipe.calibrate, scorer, self._split[1], folder, further, self.recipe.seed)
 
     def evaluate(self) -> Evaluation:
-        """Measure the fine-tuned network beside the classifier it came from; write figures, tables and plot.
+        """Measure the network beside the classifier it came from; write figures, tables and plot.
 
         A network taken from a bundle is no such classifier; the figures of that one are in the bundle's manifest.
         """
         sets = self.test_sets
         untuned = None if self.recipe.start else score_sets(self._scorer(PRETRAIN), sets, self.say)
-        fine_tuned = score_sets(self._scorer(FINETUNE), sets, self.say)
+        fine_tuned = score_sets(self._scorer(self._last), sets, self.say)
         result = evaluate(
             sets,
             fine_tuned,
@@ -229,7 +246,7 @@ class Run:
         created = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         draft = draft_bundle(
             self._with_margins,
-            self._network(FINETUNE),
+            self._network(self._last),
             self._predictor,
             self._calibrated,
             self._split[1],
@@ -241,12 +258,17 @@ class Run:
     def kept(self) -> str:
         """Return what of the training is safe on disk, and how to go on."""
         again = "run the same command to go on"
-        for name, spec in ((FINETUNE, self.recipe.finetune), (PRETRAIN, self.recipe.pretrain)):
+        for name, spec in ((self._last, self.recipe.finetune), (PRETRAIN, self.recipe.pretrain)):
             if is_done(self.folder / name):
                 return f"{name} is done, in {self.folder / name}; {again}"
             if spec and (state := read_checkpoint(self.folder / name / CHECKPOINT)):
                 return f"{name} is kept up to epoch {len(state['history'])} of {spec.epochs}, in {self.folder}; {again}"
         return "no epoch was finished"
+
+    @property
+    def _last(self) -> str:
+        """The stage that ends in the network of the bundle."""
+        return FINETUNE if self.recipe.finetune else AVERAGE
 
     @property
     def _start_folder(self) -> Path:
@@ -290,8 +312,8 @@ class Run:
 
     @property
     def _selects_margins(self) -> bool:
-        selection = self.recipe.finetune.selection
-        return selection is not None and selection.chosen is None
+        finetune = self.recipe.finetune
+        return finetune is not None and finetune.selection is not None and finetune.selection.chosen is None
 
     @cached_property
     def _with_margins(self) -> Recipe:
@@ -307,7 +329,7 @@ class Run:
 
     @property
     def _predictor(self) -> Predictor:
-        return self._calibrated.predictor(self._scorer(FINETUNE))
+        return self._calibrated.predictor(self._scorer(self._last))
 
     def _load(self, source: str) -> ImageSet:
         self.say(f"reading {source}")
@@ -332,8 +354,8 @@ class Run:
 
     def _evaluate_inputs(self) -> dict[str, Any]:
         return {
-            **self._inputs(FINETUNE),
-            "fine-tuned": weights_sha256(self.folder / FINETUNE),
+            **self._inputs(self._last),
+            "fine-tuned": weights_sha256(self.folder / self._last),
             "calibrate": self.recipe.calibrate.model_dump(),
             "scores": {spec.kind: spec.model_dump(exclude={"kind"}) for spec in self.recipe.scores},
             "evaluate": self.recipe.evaluate.model_dump(),
@@ -344,6 +366,8 @@ class Run:
     def _inputs(self, stage: str) -> dict[str, Any]:
         if stage == PRETRAIN:
             return pretrain_inputs(self.recipe, self._train_set)
+        if stage == AVERAGE:
+            return average_inputs(self.recipe, self._train_set, self._outliers, self.folder / PRETRAIN)
         return finetune_inputs(self._with_margins, self._train_set, self._outliers, self.folder / PRETRAIN)
 
     def _network(self, stage: str) -> nn.Module:
@@ -379,8 +403,8 @@ class Run:
         return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}
 
     def _stage_seconds(self) -> dict[str, float]:
-        trained = (PRETRAIN, FINETUNE) if self.recipe.pretrain else (FINETUNE,)
-        histories = {stage: [self.folder / stage / "history.json"] for stage in trained}
+        stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
+        histories = {stage: [self.folder / stage / "history.json"] for stage, spec in stages.items() if spec}
         if self._selects_margins:
             histories[SELECT] = [
                 self.folder / SELECT / str(pair) / "history.json" for pair in self.recipe.selection.pairs

@@ -152,8 +152,12 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
 def _take_average(network: nn.Module, average: AveragedModel, stage: Stage, device: torch.device) -> None:
     """Give `network` the mean weights, and batch-norm statistics measured with them: those of no step would fit."""
     network.load_state_dict(average.module.state_dict())
-    generator = _seed_epoch(stage, stage.optimisation.epochs, device)
-    update_bn(islice(stage.batches(generator), STATISTICS_STEPS), network)  # takes the first of each batch, the images
+    measure_batch_norm(network, stage.batches, _seed_epoch(stage, stage.optimisation.epochs, device))
+
+
+def measure_batch_norm(network: nn.Module, batches: EpochBatches, generator: Generator) -> None:
+    """Measure the batch-norm statistics of `network` (uint8 pixels to logits) anew, over the first batches."""
+    update_bn(islice(batches(generator), STATISTICS_STEPS), network)  # takes the first of each batch, the images
 
 
 def learning_rate(step: int, steps: int, spec: OptimisationSpec) -> float:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from training.augment import _flip_and_crop, _jpeg_share, augment, jpeg
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, JpegAugment
+from training.config import AugmentSpec, JpegShare
 from training.datasets import ImageSet
 
 NOTHING = AugmentSpec(flip=False, crop_padding=0)
@@ -53,7 +53,7 @@ def test_every_image_is_cropped_on_its_own_from_a_zero_padding(images: torch.Ten
 
 
 def test_augmentation_follows_its_generator(images: torch.Tensor) -> None:
-    spec = AugmentSpec(jpeg=JpegAugment(share=0.5, quality_min=50, quality_max=100))
+    spec = AugmentSpec(jpeg=JpegShare(share=0.5, quality_min=50, quality_max=100))
     first, again, other = (augment(images, spec, _generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -93,7 +93,7 @@ def test_noise_follows_its_generator(images: torch.Tensor) -> None:
 
 def test_no_noise_draws_nothing(images: torch.Tensor) -> None:
     """Recipes without noise train on the very images they had before there was any."""
-    spec = AugmentSpec(noise_sd_max=0, jpeg=JpegAugment(share=0.5, quality_min=50, quality_max=100))
+    spec = AugmentSpec(noise_sd_max=0, jpeg=JpegShare(share=0.5, quality_min=50, quality_max=100))
     generator, other = _generator(), _generator()
     expected = _jpeg_share(_flip_and_crop(images, spec, other), spec.jpeg, other)
     assert torch.equal(augment(images, spec, generator), expected)
@@ -101,7 +101,7 @@ def test_no_noise_draws_nothing(images: torch.Tensor) -> None:
 
 
 def test_noise_goes_before_jpeg(images: torch.Tensor) -> None:
-    spec = NOISY.model_copy(update={"jpeg": JpegAugment(share=1, quality_min=30, quality_max=30)})
+    spec = NOISY.model_copy(update={"jpeg": JpegShare(share=1, quality_min=30, quality_max=30)})
     noisy = augment(images, NOISY, _generator())
     assert torch.equal(augment(images, spec, _generator()), jpeg(noisy, torch.full((100,), 30)))
 
@@ -118,7 +118,7 @@ def test_outliers_get_the_noise_that_in_distribution_images_get(train_set: Image
 
 
 def test_jpeg_changes_its_share_of_the_batch(images: torch.Tensor) -> None:
-    spec = NOTHING.model_copy(update={"jpeg": JpegAugment(share=0.3, quality_min=50, quality_max=60)})
+    spec = NOTHING.model_copy(update={"jpeg": JpegShare(share=0.3, quality_min=50, quality_max=60)})
     found = augment(images, spec, _generator())
     assert int((found != images).flatten(1).any(1).sum()) == 30
 

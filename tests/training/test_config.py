@@ -20,6 +20,7 @@ def test_shipped_recipe_is_whole(name: str) -> None:
 def test_shipped_recipes_are_the_documented_ones() -> None:
     assert SHIPPED == [
         "cifar10",
+        "cifar10-averaged",
         "cifar10-balanced",
         "cifar10-restarted",
         "cifar10-robust",

@@ -18,14 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from scipy.special import logsumexp
 
+from model_store import images
 from model_store.bundle import load_bundle
 from model_store.manifest import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
-from training import report
+from training import encode, report
 from training.calibrate import calibrate
 from training.cli import show_data
-from training.config import RECIPES, Recipe
+from training.config import RECIPES, JpegShare, Recipe
 from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
@@ -245,6 +246,15 @@ def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path
     held_out = run._split[1].subset(np.arange(18))
     with pytest.raises(DataError, match=r"19.*calibration_images"):
         calibrate(run.recipe.calibrate, run._scorer("finetune"), held_out, tmp_path)
+
+
+def test_threshold_is_of_the_images_as_they_are_sent(run: Run, folder: Path, tmp_path: Path) -> None:
+    jpeg = JpegShare(share=1, quality_min=10, quality_max=10)
+    spec, scorer, held_out = run.recipe.calibrate, run._scorer("finetune"), run._split[1]
+    found = calibrate(spec.model_copy(update={"jpeg": jpeg}), scorer, held_out, tmp_path)
+    sent = [encode.jpeg(image, 10) for image in held_out.images]
+    expected = scorer.score(np.stack([images.load(file, run.recipe.preprocess) for file in sent])).negative_energy
+    np.testing.assert_array_equal(found.scores["negative_energy"].calibration_scores, np.sort(expected))
 
 
 def test_recipe_without_calibration_is_evaluated_and_not_published(

@@ -5,7 +5,7 @@ from PIL import Image
 
 from training.augment import _flip_and_crop, _jpeg_share, _noisy, _resize_share, augment
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, JpegAugment, ResizeAugment
+from training.config import AugmentSpec, JpegShare, ResizeAugment
 from training.datasets import ImageSet
 from training.resampling import KERNELS, rescale
 
@@ -92,7 +92,7 @@ def test_every_image_draws_its_scale_and_its_kernel_uniformly(images: torch.Tens
 
 def test_absent_resize_draws_nothing(images: torch.Tensor) -> None:
     """Recipes without it train on the very images they had before there was any."""
-    jpeg = JpegAugment(share=0.5, quality_min=50, quality_max=100)
+    jpeg = JpegShare(share=0.5, quality_min=50, quality_max=100)
     spec = AugmentSpec(noise_sd_max=8, jpeg=jpeg)
     generator, other = _generator(), _generator()
     expected = _jpeg_share(_noisy(_flip_and_crop(images, spec, other), 8, other), jpeg, other)
@@ -101,7 +101,7 @@ def test_absent_resize_draws_nothing(images: torch.Tensor) -> None:
 
 
 def test_resize_goes_before_all_else(images: torch.Tensor) -> None:
-    jpeg = JpegAugment(share=1, quality_min=30, quality_max=30)
+    jpeg = JpegShare(share=1, quality_min=30, quality_max=30)
     spec = AugmentSpec(noise_sd_max=8, jpeg=jpeg, resize=RESIZE)
     other = _generator()
     resized = _resize_share(images, RESIZE, other)

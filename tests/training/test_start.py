@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from model_store.bundle import read_manifest
@@ -171,6 +172,85 @@ def test_start_from_two_bundles_is_the_mean_of_their_weights(
     for key, value in taken.items():
         expected = (first[key] + second[key]) / 2 if value.is_floating_point() else first[key]
         torch.testing.assert_close(value, expected)
+
+
+@pytest.fixture(scope="module")
+def averaged(run: Run, store: Store, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Of both bundles, evaluated and published without any training."""
+    tables = run.recipe.model_dump() | {
+        "name": "mean",
+        "start": ("tiny@1", "tiny@2"),
+        "finetune": None,
+        "average": {"batch_size": 40, "outlier_batch_size": 20},
+    }
+    made = replace(run, recipe=Recipe.model_validate(tables), folder=tmp_path_factory.mktemp("averaged"))
+    assert made.all(store) == store.root / "mean/1"
+    return made
+
+
+def test_average_has_the_mean_weights_and_statistics_of_its_own(
+    averaged: Run, published: Path, folder: Path, train_set: ImageSet
+) -> None:
+    """Against the first layer worked out by hand: without augmentation, of all training images and outliers."""
+    plain = {"flip": False, "crop_padding": 0, "noise_sd_max": 0, "jpeg": None}
+    recipe = _changed(averaged.recipe, augment=plain, average={"batch_size": 450, "outlier_batch_size": 300})
+    whole = replace(averaged, recipe=recipe, folder=averaged.folder / "plain")
+    whole.pretrain()
+    images, outliers = whole._train_set.images, whole._outliers
+    assert outliers is not None
+    recipe = _changed(recipe, average={"batch_size": len(images), "outlier_batch_size": len(outliers)})
+    whole = replace(whole, recipe=recipe)
+    whole.average()
+    first, second, mean = (_weights(path) for path in (published, folder, whole.folder / "average"))
+    shares = [key for key in mean if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    for key in shares:
+        torch.testing.assert_close(mean[key], (first[key] + second[key]) / 2)
+    pixels = torch.from_numpy(np.concatenate([images, outliers.images])).permute(0, 3, 1, 2) / 255
+    centred = (pixels - torch.tensor(recipe.preprocess.mean).view(3, 1, 1)) / torch.tensor(recipe.preprocess.std).view(
+        3, 1, 1
+    )
+    activations = torch.nn.functional.conv2d(centred, mean["stem.weight"], padding=1)
+    for what, expected in (("mean", activations.mean(dim=(0, 2, 3))), ("var", activations.var(dim=(0, 2, 3)))):
+        torch.testing.assert_close(mean[f"stages.0.bn1.running_{what}"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_average_is_published_with_the_figures_before_fine_tuning(averaged: Run, store: Store, published: Path) -> None:
+    bundle = read_manifest(store.root / "mean/1")
+    assert bundle.provenance.stage_seconds == {}
+    assert bundle.evaluation is not None
+    first = read_manifest(published).evaluation
+    assert first is not None
+    assert bundle.evaluation.untuned == first.untuned
+    assert _equal(_weights(store.root / "mean/1"), _weights(averaged.folder / "average"))
+    assert averaged.kept() == f"average is done, in {averaged.folder / 'average'}; run the same command to go on"
+
+
+def test_average_is_made_once(averaged: Run, store: Store) -> None:
+    before = (averaged.folder / "average/weights.safetensors").stat().st_mtime_ns
+    assert replace(averaged, start_stores=()).all(store) == store.root / "mean/1"
+    assert (averaged.folder / "average/weights.safetensors").stat().st_mtime_ns == before
+    larger = _changed(averaged.recipe, average={"batch_size": 50})
+    with pytest.raises(ResumeError, match=r"made with average\.batch_size = 40, now 50"):
+        replace(averaged, recipe=larger).average()
+
+
+def test_stage_that_the_recipe_does_not_have_is_refused(run: Run, averaged: Run) -> None:
+    with pytest.raises(RecipeError, match=r"recipe mean has no \[finetune\]: it takes the mean of tiny@1, tiny@2"):
+        averaged.finetune()
+    with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: it fine-tunes"):
+        run.average()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"average": None}, r"give either \[finetune\] or \[average\]"),
+        ({"start": "tiny@1"}, r"\[average\] takes the mean .* start is 'tiny@1': name two or more"),
+    ],
+)
+def test_recipe_that_ends_in_no_network_is_refused(averaged: Run, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(averaged.recipe.model_dump() | changes)
 
 
 def test_run_killed_while_taking_the_bundle_takes_it_again(run: Run, published: Path, tmp_path: Path) -> None:
