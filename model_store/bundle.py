@@ -36,10 +36,11 @@ from model_store.errors import (
     NetworkMismatchError,
     ScoreMismatchError,
 )
-from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest, NegativeEnergySpec, ScoreName
+from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from model_store.networks import build_network
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.score_specs import NegativeEnergySpec, ScoreName
 from model_store.scores import Head, OnePassScore, restore_score
 
 MANIFEST = "manifest.json"

@@ -10,19 +10,10 @@ import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from model_store.manifest import (
-    OFFLINE_ONLY,
-    BundleName,
-    Fraction,
-    Frozen,
-    NetworkSpec,
-    OpenFraction,
-    PreprocessSpec,
-    ScoreName,
-    ScoreSpec,
-    further_names,
-)
+from model_store.frozen import Fraction, Frozen, OpenFraction
+from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
 from model_store.networks import build_network
+from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
 from training.errors import RecipeError
 from training.synthetic_outliers import KINDS
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import images
-from model_store.manifest import (
+from model_store.evaluation import (
     Detection,
     Evaluation,
     NetworkEvaluation,

@@ -8,15 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_store.manifest import (
-    KnnSpec,
-    MahalanobisSpec,
-    ReactSpec,
-    RelativeMahalanobisSpec,
-    ScoreSpec,
-    VimSpec,
-)
 from model_store.predictor import Scorer
+from model_store.score_specs import KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, ScoreSpec, VimSpec
 from model_store.scores import Head, OnePassScore, restore_score
 from training.datasets import ImageSet
 from training.errors import DataError

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from model_store.bundle import Bundle
-from model_store.manifest import Evaluation, ImageSetRecord
+from model_store.evaluation import Evaluation
+from model_store.manifest import ImageSetRecord
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime

@@ -17,7 +17,8 @@ import model_store
 from model_store import images
 from model_store.bundle import GOLDEN, BundleDraft, load_bundle
 from model_store.errors import BundleError
-from model_store.manifest import Evaluation, Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
+from model_store.evaluation import Evaluation
+from model_store.manifest import Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
 from model_store.predictor import Predictor
 from model_store.store import BundleRef, Store
 from training import encode

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from model_store.bundle import Bundle
-from model_store.manifest import Calibration, Detection, Evaluation, Manifest
+from model_store.evaluation import Detection, Evaluation
+from model_store.manifest import Calibration, Manifest
 from training.config import RECIPES
 from training.errors import TrainingError
 from training.evaluate import NetworkScores

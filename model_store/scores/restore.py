@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model_store.errors import ScoreMismatchError
-from model_store.manifest import (
+from model_store.score_specs import (
     GenSpec,
     KnnSpec,
     MahalanobisSpec,

@@ -24,9 +24,10 @@ from model_store.errors import (
     ManifestError,
     ScoreMismatchError,
 )
-from model_store.manifest import KnnSpec, Manifest, MaxLogitSpec, NegativeEnergySpec
+from model_store.manifest import Manifest
 from model_store.networks import NetworkOutput
 from model_store.predictor import CalibratedScore, Predictor, Scorer
+from model_store.score_specs import KnnSpec, MaxLogitSpec, NegativeEnergySpec
 from model_store.scores import Head, NegativeEnergy, restore_score
 from model_store.store import SHIPPED, Store
 

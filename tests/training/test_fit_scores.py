@@ -10,7 +10,8 @@ from pytorch_ood.detector import GEN, KNN, RMD, SCALE, Mahalanobis, MaxLogit, Re
 from torch import Tensor, nn
 
 from model_store.errors import ScoreMismatchError
-from model_store.manifest import (
+from model_store.networks import NetworkOutput
+from model_store.score_specs import (
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -24,7 +25,6 @@ from model_store.manifest import (
     ScoreSpec,
     VimSpec,
 )
-from model_store.networks import NetworkOutput
 from model_store.scores import Head, negative_energy, restore_score
 from training.errors import DataError
 from training.fit_scores import fit_score, require_fittable, stratified_rows

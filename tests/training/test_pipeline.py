@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from scipy.special import logsumexp
 
 from model_store.bundle import load_bundle
-from model_store.manifest import KnnSpec, ScoreName, VimSpec
+from model_store.score_specs import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 from training import report

@@ -1,13 +1,7 @@
 import pytest
 
-from model_store.manifest import (
-    Calibration,
-    Detection,
-    Evaluation,
-    NetworkEvaluation,
-    OodSetEvaluation,
-    ServedEvaluation,
-)
+from model_store.evaluation import Detection, Evaluation, NetworkEvaluation, OodSetEvaluation, ServedEvaluation
+from model_store.manifest import Calibration
 from training import report
 from training.errors import TrainingError
 
