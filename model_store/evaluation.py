@@ -1,10 +1,12 @@
 """What was measured of a bundle, as its manifest has it; percent, in-distribution positive."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model_store.frozen import Fraction, Frozen, Percent
+from model_store.score_specs import ScoreName
 
 
 class Detection(Frozen):
@@ -23,6 +25,19 @@ class OodSetEvaluation(Frozen):
     softmax: Detection
     energy: Detection
     missed: Percent | None
+
+
+class ScoreOnOodSet(Detection):
+    """One score on one OOD set, and the share of it that the score's own threshold does not flag."""
+
+    missed: Percent
+
+
+class ScoreEvaluation(Frozen):
+    """One score of a bundle that carries several: the test images that its own threshold flags, and every OOD set."""
+
+    false_flags: Percent
+    ood: dict[str, ScoreOnOodSet]
 
 
 class NetworkEvaluation(Frozen):
@@ -49,7 +64,11 @@ class OddInputEvaluation(Frozen):
 
 
 class Evaluation(Frozen):
-    """What was measured on images that neither training nor calibration saw."""
+    """What was measured on images that neither training nor calibration saw.
+
+    `scores` holds every score of a bundle that carries several, negative energy and the verdict among them, each at its
+    own threshold. It is empty where negative energy is the only one, and in bundles older than it.
+    """
 
     test_images: int = Field(ge=1)
     far_ood: tuple[str, ...]
@@ -57,12 +76,30 @@ class Evaluation(Frozen):
     untuned: NetworkEvaluation | None = None
     served: dict[str, ServedEvaluation]
     odd_inputs: dict[str, OddInputEvaluation]
+    scores: dict[ScoreName, ScoreEvaluation] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _scores_are_of_the_same_sets(self) -> "Evaluation":
+        for name, score in self.scores.items():
+            if score.ood.keys() != self.fine_tuned.ood.keys():
+                raise ValueError(
+                    f"scores.{name} is of the OOD sets {', '.join(score.ood) or 'none'}; the network was measured on "
+                    f"{', '.join(self.fine_tuned.ood) or 'none'}"
+                )
+        return self
 
     def mean_over_far_ood(self, network: NetworkEvaluation, score: Literal["softmax", "energy"]) -> Detection:
-        """Return the mean of one score's figures over the far OOD sets, each set counting alike."""
-        figures = [getattr(network.ood[name], score) for name in self.far_ood]
-        return Detection(
-            fpr95=sum(f.fpr95 for f in figures) / len(figures),
-            auroc=sum(f.auroc for f in figures) / len(figures),
-            aupr=sum(f.aupr for f in figures) / len(figures),
-        )
+        """Return the mean of softmax's or energy's figures over the far OOD sets, each set counting alike."""
+        return _mean([getattr(network.ood[name], score) for name in self.far_ood])
+
+    def mean_of_score(self, score: ScoreName) -> ScoreOnOodSet:
+        """Return the mean of the figures of one of `scores` over the far OOD sets, each set counting alike."""
+        return _mean([self.scores[score].ood[name] for name in self.far_ood])
+
+
+_Figures = TypeVar("_Figures", bound=Detection)
+
+
+def _mean(figures: Sequence[_Figures]) -> _Figures:
+    kind = type(figures[0])
+    return kind(**{field: sum(getattr(f, field) for f in figures) / len(figures) for field in kind.model_fields})

@@ -223,6 +223,9 @@ class Manifest(Frozen):
         for what, values in stated.items():
             if values.keys() != set(further):
                 raise ValueError(f"{what} are of {_list(values)}; the further scores are {_list(further)}")
+        measured = self.evaluation.scores if self.evaluation else {}
+        if measured and measured.keys() != set(self.score_names):
+            raise ValueError(f"evaluation.scores are of {_list(measured)}; the scores are {_list(self.score_names)}")
         return self
 
     @property

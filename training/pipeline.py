@@ -213,7 +213,7 @@ class Run:
             result = result.model_copy(update={"untuned": figures})
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
-        report.write(folder, result, fine_tuned, untuned)
+        report.write(folder, result, self.recipe.calibrate.verdict, fine_tuned, untuned)
         write_json(folder / "sets.json", [record.model_dump() for record in self._set_records])
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
@@ -404,5 +404,6 @@ def evaluate_bundle(bundle: Bundle, run: Run) -> Evaluation:
         raise DataError(f"{sets.test.name} has classes {sets.test.classes}; the bundle has {bundle.manifest.classes}")
     scores = score_sets(predictor.scorer, sets, run.say)
     result = evaluate(sets, scores, None, predictor, draws=run.recipe.evaluate.draws, seed=run.recipe.seed, say=run.say)
-    report.write(run.folder / f"{EVALUATE}-{bundle.manifest.name}@{bundle.manifest.version}", result, scores, None)
+    folder = run.folder / f"{EVALUATE}-{bundle.manifest.name}@{bundle.manifest.version}"
+    report.write(folder, result, bundle.manifest.verdict, scores, None)
     return result

@@ -161,6 +161,8 @@ def test_bundles_of_schema_version_1_load_as_ever(name: str) -> None:
     assert "scores" not in fields
     loaded = load_bundle(folder, device=torch.device("cpu"))
     assert (loaded.manifest.schema_version, loaded.manifest.scores) == (1, ())
+    assert loaded.manifest.evaluation is not None
+    assert loaded.manifest.evaluation.scores == {}
     assert list(loaded.predictor.scores) == ["negative_energy"]
     assert loaded.predictor.scores["negative_energy"].score == NegativeEnergy(loaded.manifest.temperature)
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from pytorch_ood.detector import GEN, KNN, RMD, SCALE, Mahalanobis, MaxLogit, ReAct, ViM
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model_store.errors import ScoreMismatchError
 from model_store.networks import NetworkOutput
@@ -25,7 +27,8 @@ from model_store.score_specs import (
     ScoreSpec,
     VimSpec,
 )
-from model_store.scores import Head, negative_energy, restore_score
+from model_store.scores import Head, Knn, negative_energy, restore_score
+from model_store.scores.nearest import ROWS_AT_ONCE
 from training.errors import DataError
 from training.fit_scores import fit_score, require_fittable, stratified_rows
 
@@ -196,6 +199,16 @@ def test_knn_keeps_the_digits_of_near_neighbours() -> None:
     """A chord of 1e-4: its cosine differs from 1 by 5e-9, which float32 does not know."""
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
     assert _of_point(KnnSpec(k=1, reference_rows=4), 1, 1e-4, rows) == pytest.approx(-1e-4, rel=1e-3)
+
+
+def test_knn_of_many_images_is_that_of_each() -> None:
+    """More than are compared at a time; by exact distances of a second library."""
+    generator = torch.Generator().manual_seed(3)
+    features, reference = (torch.randn(rows, 4, generator=generator) for rows in (2 * ROWS_AT_ONCE + 5, 30))
+    units = [F.normalize(rows, dim=1) for rows in (features, reference)]
+    found = Knn(3, units[1])(NetworkOutput(torch.zeros(len(features), 2), features))
+    expected = np.sort(cdist(*(unit.numpy() for unit in units)), axis=1)[:, 2]
+    np.testing.assert_allclose(found.numpy(), -expected, atol=1e-6)
 
 
 def test_react_by_hand() -> None:
