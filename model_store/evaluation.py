@@ -90,7 +90,8 @@ class Evaluation(Frozen):
 
     def mean_over_far_ood(self, network: NetworkEvaluation, score: Literal["softmax", "energy"]) -> Detection:
         """Return the mean of softmax's or energy's figures over the far OOD sets, each set counting alike."""
-        return _mean([getattr(network.ood[name], score) for name in self.far_ood])
+        sets = [network.ood[name] for name in self.far_ood]
+        return _mean([ood.softmax if score == "softmax" else ood.energy for ood in sets])
 
     def mean_of_score(self, score: ScoreName) -> ScoreOnOodSet:
         """Return the mean of the figures of one of `scores` over the far OOD sets, each set counting alike."""

@@ -295,6 +295,14 @@ class EvaluateSpec(Frozen):
     draws: int = Field(default=10, ge=1)
 
 
+class PublishSpec(Frozen):
+    """What a bundle may be."""
+
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Of all its files together. A recipe that cannot keep to it is refused, before training where its weights,
+    calibration scores and statistics alone take more."""
+
+
 class Recipe(Frozen):
     """One experiment, whole."""
 
@@ -318,6 +326,7 @@ class Recipe(Frozen):
     """What the bundle carries beside negative energy."""
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    publish: PublishSpec = PublishSpec()
 
     @field_validator("start")
     @classmethod

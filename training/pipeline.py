@@ -19,6 +19,7 @@ from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
+from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import (
@@ -113,6 +114,7 @@ class Run:
         Raises:
             DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to
                 validate margins by or to fit a score on.
+            RecipeError: the bundle would be larger than the recipe allows.
         """
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
             self.processes.require_last_share(len(self._train_set), spec.batch_size)
@@ -127,6 +129,8 @@ class Run:
             width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
             require_fittable(spec, len(self._train_set), width)
+        if held_out := self.recipe.data.calibration_images:
+            require_small_enough(self.recipe, len(self._train_set), held_out)
         for overlap in self._overlaps.values():
             self.say(f"warning: {overlap}")
 

@@ -36,7 +36,7 @@ class Knn:
         """
         require_features(output.features, self.reference.shape[1])
         unit = F.normalize(output.features, dim=1)
-        nearest = torch.cat([self._nearest(rows) for rows in unit.split(ROWS_AT_ONCE)])
+        nearest = torch.cat([self._nearest(rows) for rows in torch.split(unit, ROWS_AT_ONCE)])
         distance: Tensor = torch.linalg.vector_norm(unit - self.reference[nearest], dim=1)
         return -distance
 

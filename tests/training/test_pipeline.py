@@ -24,9 +24,10 @@ from model_store.score_specs import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 from training import report
+from training.bundle_size import recipe_parts
 from training.calibrate import calibrate
 from training.cli import show_data
-from training.config import RECIPES, Recipe
+from training.config import RECIPES, PublishSpec, Recipe
 from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
@@ -280,6 +281,21 @@ def test_changed_recipe_does_not_pass_for_what_was_trained(run: Run, store: Stor
         changed(scores=nearer).publish(store)
     with pytest.raises(ResumeError, match=r"scores\.vim = .*now None"):
         changed(scores=run.recipe.scores[:-1]).publish(store)
+
+
+def test_bundle_that_its_files_make_too_large_is_not_published(run: Run, folder: Path, tmp_path: Path) -> None:
+    """What is known of it before training is just small enough, and is what was published."""
+    parts = recipe_parts(run.recipe, 150, 50)
+    further = parts.keys() & set(get_args(ScoreName))
+    for file, counted in (("weights", {"weights"}), ("calibration", {"calibration scores"}), ("scores", further)):
+        stored = load_file(folder / f"{file}.safetensors")
+        assert sum(tensor.nbytes for tensor in stored.values()) == sum(parts[name] for name in counted)
+    limit = PublishSpec(max_bytes=sum(parts.values()))
+    limited = replace(run, recipe=run.recipe.model_copy(update={"publish": limit}))
+    limited.check()
+    with pytest.raises(RecipeError, match=r"above publish\.max_bytes = [\d,]+: .*golden images"):
+        limited.publish(Store(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path: Path) -> None:
