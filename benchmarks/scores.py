@@ -18,9 +18,9 @@ from pydantic import TypeAdapter
 from benchmarks.conditions import conditions
 from model_store import calibration
 from model_store.bundle import load_bundle
-from model_store.manifest import ScoreName, ScoreSpec
 from model_store.predictor import CalibratedScore, Predictor
 from model_store.runtimes import RuntimeChoice
+from model_store.score_specs import ScoreName, ScoreSpec
 from model_store.scores import Head, OnePassScore
 from model_store.store import SHIPPED, BundleRef, Store
 from training.fit_scores import fit_score

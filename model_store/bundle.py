@@ -36,10 +36,11 @@ from model_store.errors import (
     NetworkMismatchError,
     ScoreMismatchError,
 )
-from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest, NegativeEnergySpec, ScoreName
+from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from model_store.networks import build_network
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.score_specs import NegativeEnergySpec, ScoreName
 from model_store.scores import Head, OnePassScore, restore_score
 
 MANIFEST = "manifest.json"
@@ -73,6 +74,14 @@ class Bundle:
 
 def write_bundle(folder: Path, draft: BundleDraft) -> Manifest:
     """Write a bundle into an empty or new folder, the manifest last; return the manifest as written."""
+    manifest, contents = pack(draft)
+    for name, content in contents.items():
+        _write(folder / name, content)
+    return manifest
+
+
+def pack(draft: BundleDraft) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest with the size and SHA-256 of every file, and the files by name, the manifest's last."""
     fitted = {f"{name}.{key}": tensor for name, kept in draft.statistics.items() for key, tensor in kept.items()}
     contents = {
         WEIGHTS: _save_tensors(draft.weights),
@@ -80,12 +89,9 @@ def write_bundle(folder: Path, draft: BundleDraft) -> Manifest:
         **({SCORES: _save_tensors(fitted)} if fitted else {}),
         **draft.golden,
     }
-    for name, content in contents.items():
-        _write(folder / name, content)
     files = {name: FileEntry(sha256=_sha256(content), size_bytes=len(content)) for name, content in contents.items()}
     manifest = draft.manifest.model_copy(update={"files": files})
-    _write(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
-    return manifest
+    return manifest, contents | {MANIFEST: (manifest.model_dump_json(indent=1) + "\n").encode()}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -4,16 +4,14 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, field_validator, model_validator
+
+from model_store.evaluation import Evaluation
+from model_store.frozen import Frozen, OpenFraction
+from model_store.score_specs import ScoreName, ScoreSpec, further_names
 
 SCHEMA_VERSION = 2
 """What is written. Version 1 knew one score, negative energy; it is read as it always was."""
-OFFLINE_ONLY = ("odin", "perturbed_mahalanobis")
-"""Scores that no bundle carries and no server gives: they take gradients and a second forward pass."""
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Percent = Annotated[float, Field(ge=0, le=100)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -26,12 +24,6 @@ def _free_for_variants(name: str) -> str:
 BundleName = Annotated[
     str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"), AfterValidator(_free_for_variants)
 ]
-
-
-class Frozen(BaseModel):
-    """Immutable; an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class WideResNetSpec(Frozen):
@@ -93,128 +85,6 @@ class PreprocessSpec(Frozen):
         return self
 
 
-ScoreName = Literal[
-    "negative_energy",
-    "max_softmax",
-    "max_logit",
-    "gen",
-    "react",
-    "scale",
-    "knn",
-    "mahalanobis",
-    "relative_mahalanobis",
-    "vim",
-]
-"""Every score that one forward pass gives; higher means more in-distribution."""
-
-
-class NegativeEnergySpec(Frozen):
-    """T logsumexp(f / T): Liu et al. 2020, Eq. 4."""
-
-    kind: Literal["negative_energy"] = "negative_energy"
-    temperature: FiniteFloat = Field(default=1.0, gt=0)
-
-
-class MaxSoftmaxSpec(Frozen):
-    """The greatest softmax probability: Hendrycks & Gimpel 2017."""
-
-    kind: Literal["max_softmax"] = "max_softmax"
-
-
-class MaxLogitSpec(Frozen):
-    """The greatest logit: Hendrycks et al. 2022."""
-
-    kind: Literal["max_logit"] = "max_logit"
-
-
-class GenSpec(Frozen):
-    """Minus the generalised entropy of the `top_classes` likeliest classes, all if there are fewer: Liu et al. 2023."""
-
-    kind: Literal["gen"] = "gen"
-    gamma: FiniteFloat = Field(default=0.1, gt=0)
-    top_classes: int = Field(default=100, ge=1)
-
-
-class ReactSpec(Frozen):
-    """Negative energy of features cut off at a percentile of the training features: Sun et al. 2021."""
-
-    kind: Literal["react"] = "react"
-    percentile: OpenFraction = 0.9
-
-
-class ScaleSpec(Frozen):
-    """Negative energy of scaled features; those above each image's own percentile set the scale: Xu et al. 2024."""
-
-    kind: Literal["scale"] = "scale"
-    percentile: OpenFraction = 0.85
-
-
-class KnnSpec(Frozen):
-    """Minus the distance to the k-th nearest of `reference_rows` training features of unit length: Sun et al. 2022.
-
-    The rows are drawn by `seed`, each class by its share; all are kept where there are fewer.
-    """
-
-    kind: Literal["knn"] = "knn"
-    k: int = Field(default=50, ge=1)
-    reference_rows: int = Field(default=5000, ge=1)
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _k_is_among_the_rows(self) -> "KnnSpec":
-        if self.k > self.reference_rows:
-            raise ValueError(f"k is {self.k}, above reference_rows = {self.reference_rows}")
-        return self
-
-
-class MahalanobisSpec(Frozen):
-    """Minus the squared distance to the nearest class mean under one covariance: Lee et al. 2018, unperturbed.
-
-    `ridge` times the mean variance of a feature is added to the covariance's diagonal, so that features that never
-    vary leave it invertible.
-    """
-
-    kind: Literal["mahalanobis"] = "mahalanobis"
-    ridge: FiniteFloat = Field(default=1e-6, gt=0)
-
-
-class RelativeMahalanobisSpec(Frozen):
-    """`mahalanobis` plus the squared distance under one Gaussian for all classes: Ren et al. 2021."""
-
-    kind: Literal["relative_mahalanobis"] = "relative_mahalanobis"
-    ridge: FiniteFloat = Field(default=1e-6, gt=0)
-
-
-class VimSpec(Frozen):
-    """Negative energy minus a virtual logit, the norm in the residual space: Wang et al. 2022.
-
-    `residual_dimension` is how many directions that space has; half of the features' by default.
-    """
-
-    kind: Literal["vim"] = "vim"
-    residual_dimension: int | None = Field(default=None, ge=1)
-
-    def residual_of(self, width: int) -> int:
-        """Return the number of directions for features of this width."""
-        return width // 2 if self.residual_dimension is None else self.residual_dimension
-
-
-ScoreSpec = Annotated[
-    NegativeEnergySpec
-    | MaxSoftmaxSpec
-    | MaxLogitSpec
-    | GenSpec
-    | ReactSpec
-    | ScaleSpec
-    | KnnSpec
-    | MahalanobisSpec
-    | RelativeMahalanobisSpec
-    | VimSpec,
-    Field(discriminator="kind"),
-]
-"""A score and its hyperparameters; `kind` is its ScoreName."""
-
-
 class Execution(Frozen):
     """How the network is run, and how far a golden negative energy may stray, in its own units."""
 
@@ -253,67 +123,6 @@ class GoldenImage(Frozen):
     class_id: int = Field(ge=0)
     negative_energy: FiniteFloat
     scores: dict[ScoreName, FiniteFloat] = Field(default_factory=dict)
-
-
-class Detection(Frozen):
-    """How one score tells a test set from an OOD set, in percent, in-distribution positive."""
-
-    fpr95: Percent
-    auroc: Percent
-    aupr: Percent
-
-
-class OodSetEvaluation(Frozen):
-    """One OOD set: both scores, and the share of it that the served threshold does not flag."""
-
-    images: int = Field(ge=1)
-    drawn: int = Field(ge=1)
-    softmax: Detection
-    energy: Detection
-    missed: Percent | None
-
-
-class NetworkEvaluation(Frozen):
-    """One network on the test set and every OOD set."""
-
-    test_error: Percent
-    ood: dict[str, OodSetEvaluation]
-
-
-class ServedEvaluation(Frozen):
-    """The test images as a user may send them: how many are classified right, how many are flagged, in percent."""
-
-    images: int = Field(ge=1)
-    accuracy: Percent
-    false_flags: Percent
-
-
-class OddInputEvaluation(Frozen):
-    """Inputs that belong to no class: how many there were, what share is flagged, their mean p-value."""
-
-    images: int = Field(ge=1)
-    flagged: Percent
-    mean_p_value: Fraction
-
-
-class Evaluation(Frozen):
-    """What was measured on images that neither training nor calibration saw."""
-
-    test_images: int = Field(ge=1)
-    far_ood: tuple[str, ...]
-    fine_tuned: NetworkEvaluation
-    untuned: NetworkEvaluation | None = None
-    served: dict[str, ServedEvaluation]
-    odd_inputs: dict[str, OddInputEvaluation]
-
-    def mean_over_far_ood(self, network: NetworkEvaluation, score: Literal["softmax", "energy"]) -> Detection:
-        """Return the mean of one score's figures over the far OOD sets, each set counting alike."""
-        figures = [getattr(network.ood[name], score) for name in self.far_ood]
-        return Detection(
-            fpr95=sum(f.fpr95 for f in figures) / len(figures),
-            auroc=sum(f.auroc for f in figures) / len(figures),
-            aupr=sum(f.aupr for f in figures) / len(figures),
-        )
 
 
 class ImageSetRecord(Frozen):
@@ -414,26 +223,15 @@ class Manifest(Frozen):
         for what, values in stated.items():
             if values.keys() != set(further):
                 raise ValueError(f"{what} are of {_list(values)}; the further scores are {_list(further)}")
+        measured = self.evaluation.scores if self.evaluation else {}
+        if measured and measured.keys() != set(self.score_names):
+            raise ValueError(f"evaluation.scores are of {_list(measured)}; the scores are {_list(self.score_names)}")
         return self
 
     @property
     def score_names(self) -> tuple[ScoreName, ...]:
         """Every score of the bundle, negative energy first."""
         return ("negative_energy", *(spec.kind for spec in self.scores))
-
-
-def further_names(scores: Iterable[ScoreSpec]) -> tuple[ScoreName, ...]:
-    """Return the names of a bundle's further scores.
-
-    Raises:
-        ValueError: one is there twice, or is negative energy, which every bundle has without being told.
-    """
-    names = tuple(spec.kind for spec in scores)
-    if "negative_energy" in names:
-        raise ValueError("scores holds negative_energy, which every bundle has, at its own temperature; leave it out")
-    if len(set(names)) != len(names):
-        raise ValueError(f"scores holds {_list(names)}; each may be there once")
-    return names
 
 
 def _list(names: Iterable[str]) -> str:

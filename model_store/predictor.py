@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_store import calibration, scores
-from model_store.manifest import PreprocessSpec, ScoreName
+from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput
 from model_store.runtimes import Runtime
+from model_store.score_specs import ScoreName
 from model_store.scores import OnePassScore
 
 BATCH_SIZE = 256

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
-from model_store.manifest import ScoreName
 from model_store.predictor import Predictions, ScoreVerdicts
+from model_store.score_specs import ScoreName
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
 from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError, QueueFullError
 from service.metrics import ModelMetrics, Stage

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model_store.manifest import ScoreName
+from model_store.score_specs import ScoreName
 
 
 class Reply(BaseModel):

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from model_store import calibration
 from model_store.errors import CalibrationError
 from model_store.images import decode
-from model_store.manifest import Calibration, ScoreName
+from model_store.manifest import Calibration
 from model_store.predictor import CalibratedScore, Predictor, Scorer
+from model_store.score_specs import ScoreName
 from model_store.scores import NegativeEnergy, OnePassScore
 from training import encode
 from training.config import CalibrateSpec, JpegShare

@@ -149,8 +149,12 @@ def evaluate(
 ) -> None:
     """Measure the run's network on the recipe's test sets, or with --bundle a published one."""
     with _opened_by_first(recipe, data, run_folder, device) as opened:
-        evaluation = opened.evaluate() if bundle is None else evaluate_bundle(_load(bundle, store, device), opened)
-    Console().print(Markdown(report.tables(evaluation)))
+        if bundle is None:
+            evaluation, verdict = opened.evaluate(), opened.recipe.calibrate.verdict
+        else:
+            loaded = _load(bundle, store, device)
+            evaluation, verdict = evaluate_bundle(loaded, opened), loaded.manifest.verdict
+    Console().print(Markdown(report.tables(evaluation, verdict)))
 
 
 @app.command()

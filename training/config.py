@@ -10,19 +10,10 @@ import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from model_store.manifest import (
-    OFFLINE_ONLY,
-    BundleName,
-    Fraction,
-    Frozen,
-    NetworkSpec,
-    OpenFraction,
-    PreprocessSpec,
-    ScoreName,
-    ScoreSpec,
-    further_names,
-)
+from model_store.frozen import Fraction, Frozen, OpenFraction
+from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
 from model_store.networks import build_network
+from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
 from training.errors import RecipeError
 from training.synthetic_outliers import KINDS
 
@@ -316,6 +307,14 @@ class EvaluateSpec(Frozen):
     draws: int = Field(default=10, ge=1)
 
 
+class PublishSpec(Frozen):
+    """What a bundle may be."""
+
+    max_bytes: int | None = Field(default=None, ge=1)
+    """Of all its files together. A recipe that cannot keep to it is refused, before training where its weights,
+    calibration scores and statistics alone take more."""
+
+
 class Recipe(Frozen):
     """One experiment, whole."""
 
@@ -340,6 +339,7 @@ class Recipe(Frozen):
     """What the bundle carries beside negative energy."""
     calibrate: CalibrateSpec = CalibrateSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    publish: PublishSpec = PublishSpec()
 
     @field_validator("start")
     @classmethod

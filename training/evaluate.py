@@ -7,15 +7,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_store import images
-from model_store.manifest import (
+from model_store.evaluation import (
     Detection,
     Evaluation,
     NetworkEvaluation,
     OddInputEvaluation,
     OodSetEvaluation,
+    ScoreEvaluation,
+    ScoreOnOodSet,
     ServedEvaluation,
 )
-from model_store.predictor import Predictions, Predictor, Scorer, Scores
+from model_store.predictor import Predictions, Predictor, Scorer, Scores, ScoreVerdicts
+from model_store.score_specs import ScoreName
 from training import encode
 from training.datasets import ImageSet, require_one_encoding
 from training.metrics import resampled_metrics
@@ -85,25 +88,47 @@ def evaluate_network(
 
 
 def _evaluate_set(test: Scores, ood: Scores, predictor: Predictor | None, draws: int, seed: int) -> OodSetEvaluation:
-    def detection(test_scores: NDArray[np.float32], ood_scores: NDArray[np.float32]) -> Detection:
-        metrics = resampled_metrics(
-            in_distribution=test_scores,
-            out_of_distribution=ood_scores,
-            sample_size=OOD_IMAGES,
-            draws=draws,
-            seed=seed,
-        )
-        return Detection(
-            fpr95=round(100 * metrics.fpr95, 4), auroc=round(100 * metrics.auroc, 4), aupr=round(100 * metrics.aupr, 4)
-        )
-
     return OodSetEvaluation(
         images=len(ood.negative_energy),
         drawn=min(OOD_IMAGES, len(ood.negative_energy)),
-        softmax=detection(test.confidence, ood.confidence),
-        energy=detection(test.negative_energy, ood.negative_energy),
+        softmax=_detection(test.confidence, ood.confidence, draws, seed),
+        energy=_detection(test.negative_energy, ood.negative_energy, draws, seed),
         missed=None if predictor is None else _percent(~predictor.judge(ood).is_ood),
     )
+
+
+def _detection(test_scores: NDArray[np.float32], ood_scores: NDArray[np.float32], draws: int, seed: int) -> Detection:
+    metrics = resampled_metrics(
+        in_distribution=test_scores, out_of_distribution=ood_scores, sample_size=OOD_IMAGES, draws=draws, seed=seed
+    )
+    return Detection(
+        fpr95=round(100 * metrics.fpr95, 4), auroc=round(100 * metrics.auroc, 4), aupr=round(100 * metrics.aupr, 4)
+    )
+
+
+def evaluate_scores(
+    scores: NetworkScores, predictor: Predictor, draws: int, seed: int
+) -> dict[ScoreName, ScoreEvaluation]:
+    """Measure every score of a bundle that carries several, on the same draws and from the same forward passes.
+
+    Each is judged at its own threshold. Nothing is returned where negative energy is the only score.
+    """
+    if len(predictor.scores) == 1:
+        return {}
+    test = predictor.judge_by_all(scores.test)
+    ood = {name: predictor.judge_by_all(scored) for name, scored in scores.ood.items()}
+
+    def on_set(score: ScoreName, verdicts: ScoreVerdicts) -> ScoreOnOodSet:
+        figures = _detection(test[score].value, verdicts.value, draws, seed)
+        return ScoreOnOodSet(**figures.model_dump(), missed=_percent(~verdicts.is_ood))
+
+    return {
+        score: ScoreEvaluation(
+            false_flags=_percent(test[score].is_ood),
+            ood={name: on_set(score, verdicts[score]) for name, verdicts in ood.items()},
+        )
+        for score in predictor.scores
+    }
 
 
 def evaluate(
@@ -128,6 +153,7 @@ def evaluate(
         untuned=None if untuned is None else evaluate_network(untuned, labels, None, draws, seed),
         served={} if predictor is None else _served(predictor, sets.test, fine_tuned.test, say),
         odd_inputs={} if predictor is None else _odd_inputs(predictor, seed, say),
+        scores={} if predictor is None else evaluate_scores(fine_tuned, predictor, draws, seed),
     )
 
 

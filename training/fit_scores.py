@@ -8,15 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model_store.manifest import (
-    KnnSpec,
-    MahalanobisSpec,
-    ReactSpec,
-    RelativeMahalanobisSpec,
-    ScoreSpec,
-    VimSpec,
-)
 from model_store.predictor import Scorer
+from model_store.score_specs import KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, ScoreSpec, VimSpec
 from model_store.scores import Head, OnePassScore, restore_score
 from training.datasets import ImageSet
 from training.errors import DataError
@@ -153,13 +146,16 @@ def _covariance(features: Tensor, means: Tensor, labels: Tensor | None = None) -
 
 
 def _whitening(covariance: Tensor, ridge: float) -> Tensor:
-    """Return A float32 (D, D) with A A' = (covariance + ridge * mean variance * I)^-1."""
+    """Return A float32 (D, D) with A A' = (covariance + ridge * mean variance * I)^-1.
+
+    By rows, as a bundle stores it: of a matrix by columns, as `eigh` leaves it, products sum in another order.
+    """
     mean_variance = covariance.diagonal().mean()
     if not mean_variance > 0:
         raise DataError("the training features never vary within what the score compares; it can't be fitted on them")
     values, vectors = torch.linalg.eigh(covariance)
     whitening: Tensor = vectors / (values.clamp(min=0) + ridge * mean_variance).sqrt()
-    return whitening.float()
+    return whitening.float().contiguous()
 
 
 def _vim(features: Tensor, head: Head, residual_dimension: int) -> dict[str, Tensor]:

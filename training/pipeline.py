@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from model_store.bundle import Bundle
-from model_store.manifest import Evaluation, ImageSetRecord
+from model_store.evaluation import Evaluation
+from model_store.manifest import ImageSetRecord
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
@@ -19,6 +20,7 @@ from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
 from training.average import average, average_inputs
+from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import (
@@ -119,6 +121,7 @@ class Run:
         Raises:
             DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to
                 validate margins by or to fit a score on.
+            RecipeError: the bundle would be larger than the recipe allows.
         """
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
             self.processes.require_last_share(len(self._train_set), spec.batch_size)
@@ -133,6 +136,8 @@ class Run:
             width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
             require_fittable(spec, len(self._train_set), width)
+        if held_out := self.recipe.data.calibration_images:
+            require_small_enough(self.recipe, len(self._train_set), held_out)
         for overlap in self._overlaps.values():
             self.say(f"warning: {overlap}")
 
@@ -229,7 +234,7 @@ class Run:
             result = result.model_copy(update={"untuned": figures})
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
-        report.write(folder, result, fine_tuned, untuned)
+        report.write(folder, result, self.recipe.calibrate.verdict, fine_tuned, untuned)
         write_json(folder / "sets.json", [record.model_dump() for record in self._set_records])
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
@@ -427,5 +432,6 @@ def evaluate_bundle(bundle: Bundle, run: Run) -> Evaluation:
         raise DataError(f"{sets.test.name} has classes {sets.test.classes}; the bundle has {bundle.manifest.classes}")
     scores = score_sets(predictor.scorer, sets, run.say)
     result = evaluate(sets, scores, None, predictor, draws=run.recipe.evaluate.draws, seed=run.recipe.seed, say=run.say)
-    report.write(run.folder / f"{EVALUATE}-{bundle.manifest.name}@{bundle.manifest.version}", result, scores, None)
+    folder = run.folder / f"{EVALUATE}-{bundle.manifest.name}@{bundle.manifest.version}"
+    report.write(folder, result, bundle.manifest.verdict, scores, None)
     return result

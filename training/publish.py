@@ -17,10 +17,12 @@ import model_store
 from model_store import images
 from model_store.bundle import GOLDEN, BundleDraft, load_bundle
 from model_store.errors import BundleError
-from model_store.manifest import Evaluation, Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
+from model_store.evaluation import Evaluation
+from model_store.manifest import Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
 from model_store.predictor import Predictor
 from model_store.store import BundleRef, Store
 from training import encode
+from training.bundle_size import require_draft_small_enough
 from training.calibrate import Calibrated
 from training.config import Recipe
 from training.datasets import ImageSet
@@ -103,7 +105,11 @@ def draft_bundle(
     evaluation: Evaluation | None,
     origin: Provenance,
 ) -> BundleDraft:
-    """Put a bundle together; its version is given by the store."""
+    """Put a bundle together; its version is given by the store.
+
+    Raises:
+        RecipeError: it is larger than the recipe allows.
+    """
     golden, files = golden_images(predictor, held_out)
     stored: dict[str, NDArray[np.float32]] = {
         name: score.calibration_scores for name, score in calibrated.scores.items()
@@ -128,7 +134,9 @@ def draft_bundle(
         files={},
     )
     statistics = {name: score.score.statistics for name, score in calibrated.scores.items()}
-    return BundleDraft(manifest, network.state_dict(), stored, files, statistics)
+    draft = BundleDraft(manifest, network.state_dict(), stored, files, statistics)
+    require_draft_small_enough(recipe, draft)
+    return draft
 
 
 def publish(store: Store, draft: BundleDraft) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.manifest import Frozen, Percent
+from model_store.frozen import Frozen, Percent
 from model_store.predictor import Scorer
 from training.metrics import fpr95
 from training.validation_outliers import validation_outliers

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from model_store.bundle import WEIGHTS, load_bundle, read_manifest
 from model_store.errors import BundleNotFoundError
-from model_store.manifest import Manifest, NetworkEvaluation
+from model_store.evaluation import NetworkEvaluation
+from model_store.manifest import Manifest
 from model_store.networks import build_network
 from model_store.store import BundleRef, Store
 from training.config import Recipe

@@ -14,7 +14,7 @@ from model_store.scores.logits import (
 )
 from model_store.scores.nearest import Knn
 from model_store.scores.reshaped import React, Scale
-from model_store.scores.restore import restore_score
+from model_store.scores.restore import restore_score, statistic_shapes
 from model_store.scores.score import Head, OnePassScore
 from model_store.scores.virtual_logit import Vim
 
@@ -37,4 +37,5 @@ __all__ = [
     "max_softmax",
     "negative_energy",
     "restore_score",
+    "statistic_shapes",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model_store.errors import ScoreMismatchError
-from model_store.manifest import (
+from model_store.score_specs import (
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -38,7 +38,7 @@ def restore_score(spec: ScoreSpec, statistics: Mapping[str, Tensor], head: Head)
             have it, or not finite; it is named.
     """
     classes, width = head.weight.shape
-    expected = _expected(spec, classes, width)
+    expected = statistic_shapes(spec, classes, width)
     for name in sorted(expected.keys() | statistics.keys()):
         _require(f"{spec.kind}.{name}", statistics.get(name), expected.get(name))
     match spec:
@@ -65,7 +65,8 @@ def restore_score(spec: ScoreSpec, statistics: Mapping[str, Tensor], head: Head)
             return Vim(statistics["origin"], statistics["residual"], statistics["alpha"])
 
 
-def _expected(spec: ScoreSpec, classes: int, width: int) -> dict[str, Shape]:
+def statistic_shapes(spec: ScoreSpec, classes: int, width: int) -> dict[str, Shape]:
+    """Return the shape of each statistic, float32, that a score is fitted to on features of this width."""
     match spec:
         case ReactSpec():
             return {"clip": ()}

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from model_store.manifest import ScoreName
 from model_store.networks.output import NetworkOutput
+from model_store.score_specs import ScoreName
 
 
 class OnePassScore(Protocol):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Path, Request, Response
 
 from model_store import images
-from model_store.manifest import OFFLINE_ONLY
+from model_store.score_specs import OFFLINE_ONLY
 from service.batcher import Waited
 from service.bodies import encoded_images, read_body
 from service.engine import Engine, Verdict

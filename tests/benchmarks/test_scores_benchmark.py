@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from benchmarks import scores
-from model_store.manifest import ScoreName
+from model_store.score_specs import ScoreName
 
 
 def test_all_scores_cost_at_most_a_tenth_of_a_forward_pass() -> None:

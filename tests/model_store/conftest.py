@@ -13,26 +13,28 @@ from model_store.bundle import BundleDraft
 from model_store.manifest import (
     Calibration,
     Execution,
-    GenSpec,
     GoldenImage,
     ImageSetRecord,
-    KnnSpec,
-    MahalanobisSpec,
     Manifest,
-    MaxLogitSpec,
-    MaxSoftmaxSpec,
     PreprocessSpec,
     Provenance,
-    ReactSpec,
-    RelativeMahalanobisSpec,
-    ScaleSpec,
-    ScoreSpec,
-    VimSpec,
     WideResNetSpec,
 )
 from model_store.networks import build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
+from model_store.score_specs import (
+    GenSpec,
+    KnnSpec,
+    MahalanobisSpec,
+    MaxLogitSpec,
+    MaxSoftmaxSpec,
+    ReactSpec,
+    RelativeMahalanobisSpec,
+    ScaleSpec,
+    ScoreSpec,
+    VimSpec,
+)
 from model_store.scores import Head
 from model_store.store import Store
 from training.fit_scores import fit_score

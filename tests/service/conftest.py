@@ -22,8 +22,8 @@ from safetensors.torch import load_file as load_tensors
 import service.models
 from model_store import calibration
 from model_store.bundle import WEIGHTS, load_bundle
-from model_store.manifest import ScoreName
 from model_store.networks import build_network
+from model_store.score_specs import ScoreName
 from model_store.scores import Head
 from model_store.store import Store
 from service.settings import Settings

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 from pytorch_ood.detector import GEN, KNN, RMD, SCALE, Mahalanobis, MaxLogit, ReAct, ViM
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from model_store.errors import ScoreMismatchError
-from model_store.manifest import (
+from model_store.networks import NetworkOutput
+from model_store.score_specs import (
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -24,8 +27,8 @@ from model_store.manifest import (
     ScoreSpec,
     VimSpec,
 )
-from model_store.networks import NetworkOutput
-from model_store.scores import Head, negative_energy, restore_score
+from model_store.scores import Head, Knn, negative_energy, restore_score
+from model_store.scores.nearest import ROWS_AT_ONCE
 from training.errors import DataError
 from training.fit_scores import fit_score, require_fittable, stratified_rows
 
@@ -198,6 +201,16 @@ def test_knn_keeps_the_digits_of_near_neighbours() -> None:
     assert _of_point(KnnSpec(k=1, reference_rows=4), 1, 1e-4, rows) == pytest.approx(-1e-4, rel=1e-3)
 
 
+def test_knn_of_many_images_is_that_of_each() -> None:
+    """More than are compared at a time; by exact distances of a second library."""
+    generator = torch.Generator().manual_seed(3)
+    features, reference = (torch.randn(rows, 4, generator=generator) for rows in (2 * ROWS_AT_ONCE + 5, 30))
+    units = [F.normalize(rows, dim=1) for rows in (features, reference)]
+    found = Knn(3, units[1])(NetworkOutput(torch.zeros(len(features), 2), features))
+    expected = np.sort(cdist(*(unit.numpy() for unit in units)), axis=1)[:, 2]
+    np.testing.assert_allclose(found.numpy(), -expected, atol=1e-6)
+
+
 def test_react_by_hand() -> None:
     """The median of the eight numbers 0 0 0 2 4 4 4 6 is 3, so x is cut to 3; logits 3 + 2 and -3 - 2."""
     assert _of_point(ReactSpec(percentile=0.5), 9, 1) == pytest.approx(np.logaddexp(5, -5))
@@ -279,7 +292,9 @@ def test_score_is_rebuilt_from_its_statistics(
     again = restore_score(spec, fitted.statistics, head)
     assert torch.equal(again(output), fitted(output))
     assert bool(fitted.statistics) == (spec in FITTED)
-    assert all(tensor.dtype == torch.float32 for tensor in fitted.statistics.values())
+    for tensor in fitted.statistics.values():
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()  # as a bundle gives it back: of another order products differ in the last bit
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)

@@ -5,8 +5,9 @@ from pytorch_ood.detector import ODIN
 from pytorch_ood.detector.mahalanobis import MahalanobisODIN
 from torch import Tensor
 
-from model_store.manifest import MahalanobisSpec, PreprocessSpec, WideResNetSpec
+from model_store.manifest import PreprocessSpec, WideResNetSpec
 from model_store.networks import NormalisedNetwork, build_network
+from model_store.score_specs import MahalanobisSpec
 from model_store.scores import Head
 from training.datasets import ImageSet
 from training.fit_scores import fit_score

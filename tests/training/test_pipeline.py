@@ -20,16 +20,19 @@ from scipy.special import logsumexp
 
 from model_store import images
 from model_store.bundle import load_bundle
-from model_store.manifest import KnnSpec, ScoreName, VimSpec
+from model_store.errors import ManifestError
+from model_store.score_specs import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 from training import encode, report
+from training.bundle_size import recipe_parts
 from training.calibrate import calibrate
 from training.cli import show_data
-from training.config import RECIPES, JpegShare, Recipe
+from training.config import RECIPES, JpegShare, PublishSpec, Recipe
 from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
+from training.metrics import auroc
 from training.pipeline import Run, evaluate_bundle
 from training.progress import silent
 
@@ -192,6 +195,45 @@ def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> No
     assert evaluation.untuned != evaluation.fine_tuned
 
 
+def test_every_score_of_the_bundle_is_evaluated(run: Run, folder: Path) -> None:
+    """By the predictor of the published files, against the figures beside it where there are any."""
+    bundle, sets = load_bundle(folder), run.test_sets
+    evaluation = bundle.manifest.evaluation
+    assert evaluation is not None
+    assert list(evaluation.scores) == list(get_args(ScoreName))
+    test = bundle.predictor.predict_by_all(sets.test.images)
+    for ood, image_set in sets.ood.items():
+        found = bundle.predictor.predict_by_all(image_set.images)
+        for name, score in evaluation.scores.items():
+            assert score.false_flags == pytest.approx(test[name].is_ood.sum()), name
+            assert score.ood[ood].missed == pytest.approx(100 * (~found[name].is_ood).mean(), abs=1e-3), name
+            expected = auroc(in_distribution=test[name].value, out_of_distribution=found[name].value)
+            assert score.ood[ood].auroc == pytest.approx(100 * expected, abs=0.05), name
+        beside = evaluation.fine_tuned.ood[ood]
+        assert evaluation.scores["negative_energy"].ood[ood].missed == beside.missed
+        for name, figures in (("negative_energy", beside.energy), ("max_softmax", beside.softmax)):
+            assert evaluation.scores[name].ood[ood].model_dump(exclude={"missed"}) == figures.model_dump()
+    card = report.model_card(bundle)
+    assert report.scores_table(evaluation, "negative_energy") in card
+    assert "| **negative energy (verdict)** |" in card
+
+
+def test_bundle_that_was_published_before_every_score_was_evaluated_loads(folder: Path, tmp_path: Path) -> None:
+    older = tmp_path / "tiny" / "1"
+    shutil.copytree(folder, older)
+    fields = json.loads((older / "manifest.json").read_text())
+    del fields["evaluation"]["scores"]
+    (older / "manifest.json").write_text(json.dumps(fields))
+    loaded = load_bundle(older)
+    assert loaded.manifest.evaluation is not None
+    assert loaded.manifest.evaluation.scores == {}
+    assert "(verdict)" not in report.model_card(loaded)
+    fields["evaluation"]["scores"] = {"gen": load_bundle(folder).manifest.evaluation.scores["gen"].model_dump()}
+    (older / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(ManifestError, match=r"evaluation\.scores are of gen; the scores are negative_energy, max_so"):
+        load_bundle(older)
+
+
 def test_published_bundle_evaluates_to_the_figures_in_its_manifest(run: Run, folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.manifest.evaluation is not None
@@ -240,6 +282,21 @@ def test_changed_recipe_does_not_pass_for_what_was_trained(run: Run, store: Stor
         changed(scores=nearer).publish(store)
     with pytest.raises(ResumeError, match=r"scores\.vim = .*now None"):
         changed(scores=run.recipe.scores[:-1]).publish(store)
+
+
+def test_bundle_that_its_files_make_too_large_is_not_published(run: Run, folder: Path, tmp_path: Path) -> None:
+    """What is known of it before training is just small enough, and is what was published."""
+    parts = recipe_parts(run.recipe, 150, 50)
+    further = parts.keys() & set(get_args(ScoreName))
+    for file, counted in (("weights", {"weights"}), ("calibration", {"calibration scores"}), ("scores", further)):
+        stored = load_file(folder / f"{file}.safetensors")
+        assert sum(tensor.nbytes for tensor in stored.values()) == sum(parts[name] for name in counted)
+    limit = PublishSpec(max_bytes=sum(parts.values()))
+    limited = replace(run, recipe=run.recipe.model_copy(update={"publish": limit}))
+    limited.check()
+    with pytest.raises(RecipeError, match=r"above publish\.max_bytes = [\d,]+: .*golden images"):
+        limited.publish(Store(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 import pytest
 
-from model_store.manifest import (
-    Calibration,
+from model_store.evaluation import (
     Detection,
     Evaluation,
     NetworkEvaluation,
     OodSetEvaluation,
+    ScoreEvaluation,
+    ScoreOnOodSet,
     ServedEvaluation,
 )
+from model_store.manifest import Calibration
 from training import report
 from training.errors import TrainingError
 
@@ -53,11 +55,49 @@ def test_detection_table_by_hand(evaluation: Evaluation) -> None:
 
 
 def test_tables_hold_all_three_metrics_and_their_means(evaluation: Evaluation) -> None:
-    tables = report.tables(evaluation)
+    tables = report.tables(evaluation, "negative_energy")
     assert "| svhn | 3,000 | 40.00 / 90.00 / 96.00 | 20.00 / 95.00 / 98.00 | 8.00 / 98.00 / 99.20 |" in tables
     assert "| 7.00 / 98.25 / 99.30 |" in tables
     assert "Test error: 6.00 % untuned, 6.50 % fine-tuned." in tables
     assert "| as they are | 93.50 | 5.01 |" in tables
+
+
+def _score(fpr95: float, missed: float) -> ScoreEvaluation:
+    names = ("near", "svhn", "places")
+    return ScoreEvaluation(
+        false_flags=fpr95 / 8,
+        ood={
+            name: ScoreOnOodSet(**_detection(factor * fpr95).model_dump(), missed=factor * missed)
+            for name, factor in zip(names, (3, 1, 2), strict=True)
+        },
+    )
+
+
+def test_scores_table_by_hand(evaluation: Evaluation) -> None:
+    scores = {"negative_energy": _score(20, 10), "relative_mahalanobis": _score(24, 30)}
+    several = evaluation.model_copy(update={"scores": scores})
+    shown = report.scores_table(several, "relative_mahalanobis").splitlines()
+    assert shown[:4] == [
+        "| score | FPR95, mean of the far sets | FPR95, near (near) | missed, mean of the far sets "
+        "| missed, near (near) | false flags |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| negative energy | 30.00 | 60.00 | 15.00 | 30.00 | 2.50 |",
+        "| **relative mahalanobis (verdict)** | 36.00 | 72.00 | 45.00 | 90.00 | 3.00 |",
+    ]
+    assert "\n".join(shown) in report.tables(several, "relative_mahalanobis")
+    without_far = several.model_copy(update={"far_ood": ()})
+    assert report.scores_table(without_far, "negative_energy").startswith("| score | FPR95, near (near) | FPR95, svhn")
+
+
+def test_tables_of_negative_energy_alone_are_what_they_were(evaluation: Evaluation) -> None:
+    tables = report.tables(evaluation, "negative_energy").split("\n\n")
+    assert [part.splitlines()[0].split(" | ")[0] for part in tables] == [
+        "| OOD set",
+        "FPR95 / AUROC / AUPR in %, in-distribution positive; 10,000 test images against draws of at most 2,000 OOD "
+        "images. Test error: 6.00 % untuned, 6.50 % fine-tuned.",
+        "| test images sent",
+        "| input of no class",
+    ]
 
 
 @pytest.mark.parametrize("document", ["", report.BEGIN, f"{report.END}{report.BEGIN}"])

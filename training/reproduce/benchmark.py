@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from model_store.manifest import Frozen, PreprocessSpec
+from model_store.frozen import Frozen
+from model_store.manifest import PreprocessSpec
 from training.config import AugmentSpec, Margins
 from training.datasets import locate
 from training.errors import DataError

@@ -12,8 +12,9 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.manifest import Frozen, ScoreName
+from model_store.frozen import Frozen
 from model_store.networks import NetworkOutput
+from model_store.score_specs import ScoreName
 from model_store.scores import Mahalanobis, OnePassScore, negative_energy
 from training.config import Margins
 from training.datasets import ImageSet

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from model_store.manifest import NegativeEnergySpec, ScoreName
+from model_store.score_specs import NegativeEnergySpec, ScoreName
 from training.config import Margins
 from training.errors import RecipeError
 from training.reproduce.benchmark import Benchmark

@@ -12,10 +12,11 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model_store.manifest import PreprocessSpec, ScoreName, ScoreSpec
+from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
+from model_store.score_specs import ScoreName, ScoreSpec
 from model_store.scores import Head, OnePassScore
 from training.config import SYNTHETIC, AugmentSpec, DataSpec, FinetuneSpec, Recipe
 from training.datasets import ImageSet

@@ -4,7 +4,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from model_store.manifest import Frozen, Percent
+from model_store.frozen import Frozen, Percent
 
 Triple = tuple[Percent, Percent, Percent]
 """FPR95, AUROC, AUPR, in percent."""

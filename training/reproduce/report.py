@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from model_store.manifest import ScoreName
+from model_store.score_specs import ScoreName
 from training.config import FinetuneSpec
 from training.evaluate import OOD_IMAGES, Say
 from training.report import replace_block, table

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
-from model_store.manifest import Frozen, Percent
+from model_store.frozen import Frozen, Percent
 from training.bootstrap import bootstrap_intervals
 from training.errors import ResumeError
 from training.evaluate import OOD_IMAGES

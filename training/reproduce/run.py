@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import model_store
-from model_store.manifest import NegativeEnergySpec, ScoreSpec
 from model_store.networks import NetworkOutput
+from model_store.score_specs import NegativeEnergySpec, ScoreSpec
 from training.config import Margins
 from training.datasets import (
     ImageSet,

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
-from model_store.manifest import Frozen, OpenFraction, ScoreName, WideResNetSpec
+from model_store.frozen import Frozen, OpenFraction
+from model_store.manifest import WideResNetSpec
+from model_store.score_specs import ScoreName
 from training.config import ExecutionSpec, FinetuneSpec, Margins, PretrainSpec, fault
 from training.errors import RecipeError
 
