@@ -69,7 +69,7 @@ def histograms(shown: dict[str, MethodScores], ood: str, title: str, fpr95: dict
             (scores.test, IN_COLOUR, f"in-distribution ({title})"),
             (scores.ood[ood], OOD_COLOUR, f"out-of-distribution ({ood})"),
         ):
-            axis.hist(values, edges, density=True, alpha=0.6, color=colour, label=label)
+            axis.hist(values, edges, histtype="stepfilled", density=True, alpha=0.6, color=colour, label=label)
         axis.set(title=f"FPR95: {fpr95[method]:.2f}", xlabel=HISTOGRAMS[method], ylabel="density")
         axis.legend(fontsize=8)
     for axis in list(axes):
