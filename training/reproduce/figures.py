@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
 from training.reproduce.methods import margin_method, temperature_method
 from training.reproduce.results import InDistributionRecord, MethodScores, Row, method_folder, read_scores
@@ -120,6 +119,8 @@ def margins(mean_fpr95: dict[tuple[float, float], float]) -> "Figure":
 
 def _roc(test: NDArray[np.float32], ood: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of test images accepted where each share of ROC_POINTS of the OOD images is."""
+    from sklearn.metrics import roc_curve
+
     labels = np.arange(len(test) + len(ood)) < len(test)
     false_positives, true_positives, _ = roc_curve(labels, np.concatenate([test, ood]))
     interpolated: NDArray[np.float64] = np.interp(ROC_POINTS, false_positives, true_positives)
