@@ -313,6 +313,7 @@ def test_files_are_predicted_as_their_pixels(run: Run, folder: Path) -> None:
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
 
 
+@pytest.mark.slow
 def test_killed_command_resumes_to_the_same_weights(
     ood_train: OodTrain, folder: Path, image_sets: Path, quick_file: Path, tmp_path: Path
 ) -> None:
@@ -339,6 +340,7 @@ def test_killed_command_resumes_to_the_same_weights(
     assert all(torch.equal(value, again[key]) for key, value in load_file(folder / "weights.safetensors").items())
 
 
+@pytest.mark.slow
 def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         [*OOD_TRAIN, "pretrain", "tiny", "--data", image_sets],

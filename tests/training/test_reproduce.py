@@ -39,6 +39,8 @@ OOD_TRAIN = (sys.executable, "-c", "from training.cli import main; main()")
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"}
 KILLED_AT = "seed-0: measuring energy_finetuned"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def size() -> Size:

@@ -406,6 +406,7 @@ def test_synthetic_outliers_follow_the_images_they_are_made_of(train_set: ImageS
         assert torch.equal(inverted[:, 1], 255 - inverted[:, 0])
 
 
+@pytest.mark.slow
 def test_compiled_step_trains_as_the_eager_one(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
     once = recipe.model_copy(
         update={
