@@ -2,13 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Two processes of one thread each; the tests of a file share one of them, and what was made for the file.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help install serve test paper check format results clean
+.PHONY: help install serve test test-slow paper check format results clean
 
 help:  ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## Set up .venv with all that development needs
 
@@ -20,8 +22,11 @@ $(INSTALLED): pyproject.toml
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
 	$(BIN)/ood-serve --host $(HOST) --port $(PORT)
 
-test: $(INSTALLED)  ## Run the tests; TEST_IMAGES=DIR adds those on full image sets
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## Run all tests but the slow ones; TEST_IMAGES=DIR adds those on full image sets
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED)  ## Run the slow tests: whole processes started, killed, compiled
+	$(PYTEST) -m slow
 
 paper: $(INSTALLED)  ## Run the paper's experiments on the tests' few images, in minutes: the way of docs/reproduce.md
 	$(BIN)/ood-train reproduce --size tests --data tests/data/images --out runs/paper-tests

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,33 @@ def full_image_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = Path(os.environ["TEST_IMAGES"]), tmp_path_factory.mktemp("image-sets")
     subprocess.run([sys.executable, source / "unpack.py", "--to", target, "--npz"], check=True, capture_output=True)
     return target
+
+
+@pytest.fixture(scope="session")
+def openvino_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of conversions for OpenVINO that all processes of the tests share: each bundle is converted once."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "openvino-cache"
+
+
+@pytest.fixture
+def run_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command's `main` in this process, which has imported all it needs, as from a shell in `tmp_path`."""
+
+    def run(main: Callable[[], None], *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [main.__module__, *map(str, arguments)]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", command)
+        for name, value in {"COLUMNS": "200", **environment}.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return subprocess.CompletedProcess(command, status, *capsys.readouterr())
+
+    return run

@@ -73,6 +73,7 @@ def test_jpeg_is_flagged_hardly_more_often_than_lossless(bundle: Bundle) -> None
 
 
 @pytest.mark.images
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_shipped_figures_are_measured_again_from_the_shipped_files(
     bundle: Bundle, full_image_sets: Path, tmp_path: Path

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 Scores = NDArray[Any]
 
@@ -64,6 +63,8 @@ def auroc(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
     Raises:
         ValueError: either is empty, not 1-d, not real, or not finite.
     """
+    from sklearn.metrics import roc_auc_score  # takes longer to import than most commands to begin
+
     return float(roc_auc_score(*_labelled(in_distribution, out_of_distribution)))
 
 
@@ -77,6 +78,8 @@ def aupr(*, in_distribution: Scores, out_of_distribution: Scores) -> float:
     Raises:
         ValueError: either is empty, not 1-d, not real, or not finite.
     """
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(*_labelled(in_distribution, out_of_distribution)))
 
 

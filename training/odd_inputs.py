@@ -1,5 +1,8 @@
 """Inputs of no class that a service meets: blank and noisy frames, digits, screenshots; as encoded files."""
 
+from collections.abc import Mapping, Sequence
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -15,8 +18,11 @@ invoice total date login password settings error file edit view help search canc
 """
 
 
-def odd_inputs(height: int, width: int, seed: int) -> dict[str, list[bytes]]:
+@cache
+def odd_inputs(height: int, width: int, seed: int) -> Mapping[str, Sequence[bytes]]:
     """Return PNG files by kind: black, white, noise (uniform, at the network's size), digits, screenshot.
+
+    They are made once in a process, some seconds' work, and take some 5 MB.
 
     The digits are scikit-learn's handwritten ones (UCI, 8x8 grey), white on black in a 28x28 frame as MNIST's.
     """

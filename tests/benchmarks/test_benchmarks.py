@@ -25,11 +25,13 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training.datasets import ImageSet, load_set
 from training.evaluate import predict_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(openvino_cache: Path) -> Iterator[RunningServer]:
     """Ours, with a queue that is full when two forms of 64 images wait."""
-    port, cache = free_port(), str(tmp_path_factory.mktemp("cache"))
+    port, cache = free_port(), str(openvino_cache)
     with running(
         ood_serve(port, "--models", "cifar10@1", "--cache-dir", cache, "--max-queue-images", "64"), port
     ) as it:
@@ -185,7 +187,10 @@ def test_plain_server_gives_the_same_verdicts(bundle: Bundle, jpegs: list[bytes]
     assert [answer["negative_energy"] for answer in answers] == pytest.approx(expected.negative_energy, abs=1e-3)
 
 
-def test_a_round_starts_a_server_twice_and_loads_it(jpegs: list[bytes]) -> None:
+def test_a_round_starts_a_server_twice_and_loads_it(jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "WARM_UP_S", 0.1)
+    monkeypatch.setattr(serving, "ATTEMPTS", 2)  # beside other tests no core is quiet
+
     def command(port: int, cache: str) -> list[str]:
         return ood_serve(port, "--models", "cifar10@1", "--cache-dir", cache, "--max-batch-size", "4")
 

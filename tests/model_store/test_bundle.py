@@ -211,6 +211,7 @@ def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
     _check_refused(bundle_folder, GoldenMismatchError, "golden")
 
 
+@pytest.mark.slow
 def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_images: np.ndarray) -> None:
     eager = load_bundle(bundle_folder).predictor.predict(test_images[:5])
     compiled = load_bundle(bundle_folder, runtime="torch-compiled").predictor.predict(test_images[:5])

@@ -89,14 +89,14 @@ print(json.dumps({"energy": energy.tolist(), "early": early, "touched": touched,
 
 
 @dataclass(frozen=True)
-class Workers:
-    processes: list[subprocess.Popen[str]]
+class Outcomes:
+    found: list[dict]
     cache_dir: Path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
-    """The two processes, at work while the other tests run."""
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    """What the two processes have found."""
     root = tmp_path_factory.mktemp("workers")
     not_ci = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
     processes = []
@@ -110,10 +110,14 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
                 text=True,
             )
         )
-    yield Workers(processes, root / "cache")
-    for process in processes:
-        process.kill()
-        process.communicate()
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [0, 0]
+    return Outcomes([json.loads(output) for output in outputs], root / "cache")
 
 
 @pytest.fixture(scope="module")
@@ -398,20 +402,7 @@ def test_auto_is_torch_on_a_gpu_with_two_batches_in_flight(folder: Path) -> None
     assert (runtime.name, runtime.in_flight) == ("torch-eager-float32-cuda", 2)
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    found: list[dict]
-    cache_dir: Path
-
-
-@pytest.fixture(scope="module")
-def outcomes(started: Workers) -> Outcomes:
-    """What the two processes of the start have found."""
-    outputs = [process.communicate(timeout=200)[0] for process in started.processes]
-    assert [process.returncode for process in started.processes] == [0, 0]
-    return Outcomes([json.loads(output) for output in outputs], started.cache_dir)
-
-
+@pytest.mark.slow
 def test_two_processes_that_convert_at_once_leave_one_whole_entry(outcomes: Outcomes, caplog) -> None:
     (entry,) = outcomes.cache_dir.iterdir()
     before = _identity(entry)
@@ -424,18 +415,19 @@ def test_two_processes_that_convert_at_once_leave_one_whole_entry(outcomes: Outc
     assert _warnings(caplog) == []
 
 
+@pytest.mark.slow
 def test_conversion_touches_no_network_and_no_home(outcomes: Outcomes) -> None:
     assert [(outcome["touched"], outcome["left"]) for outcome in outcomes.found] == [([], []), ([], [])]
 
 
-def test_openvino_agrees_with_the_reference_on_real_images(outcomes: Outcomes, image_sets: Path) -> None:
+def test_openvino_agrees_with_the_reference_on_real_images(openvino_cache: Path, image_sets: Path) -> None:
     shipped = Store(SHIPPED).resolve(BundleRef("cifar10"))
     reference = load_bundle(shipped, device=CPU)
     files = sorted(path for path in image_sets.rglob("*") if path.suffix in (".png", ".jpg"))
     pixels = np.stack([images.load(file.read_bytes(), reference.manifest.preprocess) for file in files])
     assert len(pixels) >= 200
     expected = reference.predictor.predict(pixels)
-    bundle = load_bundle(shipped, runtime="openvino", cache_dir=outcomes.cache_dir)
+    bundle = load_bundle(shipped, runtime="openvino", cache_dir=openvino_cache)
     found = bundle.predictor.predict(pixels)
     np.testing.assert_allclose(found.negative_energy, expected.negative_energy, atol=AGREEMENT)
     np.testing.assert_array_equal(found.class_id, expected.class_id)
@@ -445,5 +437,6 @@ def test_openvino_agrees_with_the_reference_on_real_images(outcomes: Outcomes, i
     assert 5 < expected.is_ood.sum() < 100
 
 
+@pytest.mark.slow
 def test_openvino_is_imported_only_for_those_who_choose_it(outcomes: Outcomes) -> None:
     assert [outcome["early"] for outcome in outcomes.found] == [[], []]

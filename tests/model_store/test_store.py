@@ -95,7 +95,8 @@ def _publish(root: Path, draft: BundleDraft, version: int | None, start, results
 def test_processes_that_publish_at_once_corrupt_nothing(
     tmp_path: Path, draft: BundleDraft, version: int | None, expected: list[str]
 ) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["model_store.bundle"])  # so that PyTorch is imported once, not by each
     start, results = context.Barrier(4), context.Queue()
     drafts = [
         replace(draft, manifest=draft.manifest.model_copy(update={"description": f"process {n}"})) for n in range(4)

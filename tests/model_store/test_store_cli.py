@@ -1,63 +1,64 @@
+"""The commands of ood-store, each in this process; that the program itself runs is for README's commands to show."""
+
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from model_store.cli import main
 from model_store.store import Store
 
-
-def _ood_store(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from model_store.cli import main; main()", *arguments],
-        env=os.environ | {"COLUMNS": "200"} | environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+OodStore = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_list_names_every_bundle(store: Store, bundle_folder: Path) -> None:
-    finished = _ood_store("list", "--store", store.root)
+@pytest.fixture
+def ood_store(run_command: OodStore) -> OodStore:
+    return partial(run_command, main)
+
+
+def test_list_names_every_bundle(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
+    finished = ood_store("list", "--store", store.root)
     assert finished.returncode == 0
     assert "untrained@1" in finished.stdout
     assert "WRN-10-1" in finished.stdout
 
 
-def test_list_of_the_shipped_store_names_cifar10() -> None:
-    assert "cifar10@1" in _ood_store("list").stdout
+def test_list_of_the_shipped_store_names_cifar10(ood_store: OodStore) -> None:
+    assert "cifar10@1" in ood_store("list").stdout
 
 
-def test_store_may_be_named_by_the_environment(store: Store, bundle_folder: Path) -> None:
-    assert "untrained@1" in _ood_store("list", OOD_STORE=str(store.root)).stdout
+def test_store_may_be_named_by_the_environment(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
+    assert "untrained@1" in ood_store("list", OOD_STORE=str(store.root)).stdout
 
 
-def test_show_prints_the_manifest(store: Store, bundle_folder: Path) -> None:
-    finished = _ood_store("show", "untrained", "--store", store.root)
+def test_show_prints_the_manifest(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
+    finished = ood_store("show", "untrained", "--store", store.root)
     assert json.loads(finished.stdout) == json.loads((bundle_folder / "manifest.json").read_text())
 
 
-def test_verify_says_that_a_bundle_is_whole(store: Store, bundle_folder: Path) -> None:
-    finished = _ood_store("verify", "untrained@1", "--store", store.root)
+def test_verify_says_that_a_bundle_is_whole(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
+    finished = ood_store("verify", "untrained@1", "--store", store.root)
     assert finished.returncode == 0
     assert "untrained@1 is whole: 5 files, WRN-10-1, 3 golden images" in finished.stdout
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
 @pytest.mark.parametrize("name", ["nothing", "untrained@2", "untrained@x"])
-def test_unknown_bundle_gets_a_message_and_status_1(store: Store, bundle_folder: Path, command: str, name: str) -> None:
-    finished = _ood_store(command, name, "--store", store.root)
+def test_unknown_bundle_gets_a_message_and_status_1(
+    ood_store: OodStore, store: Store, bundle_folder: Path, command: str, name: str
+) -> None:
+    finished = ood_store(command, name, "--store", store.root)
     assert finished.returncode == 1
     assert finished.stderr.startswith("ood-store: ")
     assert "Traceback" not in finished.stderr
 
 
-def test_damaged_bundle_gets_a_message_and_status_1(store: Store, bundle_folder: Path) -> None:
+def test_damaged_bundle_gets_a_message_and_status_1(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
     (bundle_folder / "weights.safetensors").write_bytes(b"")
-    finished = _ood_store("verify", "untrained", "--store", store.root)
+    finished = ood_store("verify", "untrained", "--store", store.root)
     assert finished.returncode == 1
     assert "weights.safetensors has 0 bytes" in finished.stderr
     assert "Traceback" not in finished.stderr

@@ -35,8 +35,8 @@ from training.publish import draft_bundle
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache_dir(openvino_cache: Path) -> Path:
+    return openvino_cache
 
 
 @pytest.fixture(scope="session")

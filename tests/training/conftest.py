@@ -1,12 +1,15 @@
 """The tiny recipe, small sets, and a progress that says nothing."""
 
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model_store.manifest import PreprocessSpec
+from training.cli import main
 from training.config import RECIPES, Recipe, read_recipe
 from training.datasets import ImageSet, load_set
 
@@ -14,6 +17,20 @@ from training.datasets import ImageSet, load_set
 @pytest.fixture(scope="session")
 def tiny() -> Recipe:
     return read_recipe(Path("tiny"))
+
+
+@pytest.fixture(scope="session")
+def quick_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe with fewer epochs, `quick.toml`: the whole way, for tests that need no more than the way."""
+    path = tmp_path_factory.mktemp("recipes") / "quick.toml"
+    text = (RECIPES / "tiny.toml").read_text()
+    path.write_text(text.replace("epochs = 3", "epochs = 2").replace("epochs = 12", "epochs = 3"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def quick(quick_file: Path) -> Recipe:
+    return read_recipe(quick_file)
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +49,11 @@ def outliers(image_sets: Path, preprocess: PreprocessSpec) -> ImageSet:
 
 
 @pytest.fixture
-def further(tmp_path: Path) -> Callable[[str], Path]:
-    """Write `<tmp_path>/further.toml`: the tiny recipe, from a published bundle instead of from scratch."""
+def further(quick_file: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Write `<tmp_path>/further.toml`: the quick recipe, from a published bundle instead of from scratch."""
 
     def write(start: str) -> Path:
-        text = (RECIPES / "tiny.toml").read_text()
+        text = quick_file.read_text()
         pretrain = text[text.index("[pretrain]") : text.index("[finetune]")]
         path = tmp_path / "further.toml"
         path.write_text(text.replace(pretrain, "").replace("seed = 0", f'seed = 0\nstart = "{start}"'))
@@ -56,3 +73,11 @@ def labelled_npz(tmp_path: Path):
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def ood_train(
+    run_command: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `ood-train` with the arguments given, in this process."""
+    return partial(run_command, main)

@@ -71,6 +71,7 @@ def alone(
     return network, train(network, stage, CPU, silent)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(
     seen: list[dict[str, Any]], alone: tuple[nn.Module, list[Any]], preprocess: PreprocessSpec
 ) -> None:
@@ -86,6 +87,7 @@ def test_two_processes_train_as_one_does(
         assert found.images_per_s * found.seconds == pytest.approx(149 + 4 * 22)
 
 
+@pytest.mark.slow
 def test_checkpoint_of_two_processes_is_finished_by_one(
     out: Path,
     seen: list[dict[str, Any]],
@@ -106,6 +108,7 @@ def test_checkpoint_of_two_processes_is_finished_by_one(
     _assert_close(network.state_dict(), alone[0].state_dict())
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_to_the_same_weights(seen: list[dict[str, Any]]) -> None:
     """With dropout, noise, JPEG and each process's own batch statistics: only the first one's are kept."""
     assert [process["stages"]["killed"] for process in seen] == ["KilledError: "] * 2
@@ -114,6 +117,7 @@ def test_killed_processes_resume_to_the_same_weights(seen: list[dict[str, Any]])
     assert not _equal(first["tuned"], first["pretrained"])
 
 
+@pytest.mark.slow
 def test_every_process_ends_with_the_same_parameters(seen: list[dict[str, Any]], tiny: Recipe) -> None:
     parameters = [name for name, _ in build_network(tiny.network).named_parameters()]
     first, second = (process["stages"]["networks"] for process in seen)
@@ -122,6 +126,7 @@ def test_every_process_ends_with_the_same_parameters(seen: list[dict[str, Any]],
     assert _equal(first["loaded"], second["loaded"])  # a finished stage is read by the first for both
 
 
+@pytest.mark.slow
 def test_first_process_alone_writes(out: Path, seen: list[dict[str, Any]]) -> None:
     files = {"inputs.json", "checkpoint.pt", "history.json", "weights.safetensors"}
     assert {path.name for path in (out / "whole-0/pretrain").iterdir()} == files
@@ -132,10 +137,12 @@ def test_first_process_alone_writes(out: Path, seen: list[dict[str, Any]]) -> No
     assert not list(out.glob("bad-1*"))
 
 
+@pytest.mark.slow
 def test_other_processes_end_where_the_first_goes_on_alone(out: Path) -> None:
     assert [path.name for path in out.glob("left-*")] == ["left-0-1"]
 
 
+@pytest.mark.slow
 def test_processes_share_the_epoch_of_one(seen: list[dict[str, Any]], train_set: ImageSet, outliers: ImageSet) -> None:
     first, second = (process["draws"]["plain"] for process in seen)
     batches = LabelledBatches(train_set, 50, AugmentSpec(flip=False, crop_padding=0), CPU)
@@ -151,6 +158,7 @@ def test_processes_share_the_epoch_of_one(seen: list[dict[str, Any]], train_set:
         np.testing.assert_array_equal(shown.numpy(), outliers.images[rows])
 
 
+@pytest.mark.slow
 def test_no_two_processes_draw_the_same_noise(seen: list[dict[str, Any]]) -> None:
     shown = torch.cat([batch.images for process in seen for batch in process["draws"]["noise"]])
     noisy = shown.flatten(1)[shown.double().std(dim=(1, 2, 3)) > 1]  # a standard deviation near 0 leaves plain grey
@@ -158,6 +166,7 @@ def test_no_two_processes_draw_the_same_noise(seen: list[dict[str, Any]]) -> Non
     assert len(torch.unique(noisy, dim=0)) == len(noisy) > 250
 
 
+@pytest.mark.slow
 def test_gathered_rows_are_those_of_one_process_and_so_are_the_gradients(seen: list[dict[str, Any]]) -> None:
     rows = torch.arange(1.0, 19.0).reshape(9, 2).requires_grad_()
     (rows.prod(dim=1).logsumexp(dim=0) + (2 * rows).max()).backward()
@@ -179,6 +188,7 @@ def test_shared_batch_norm_leaves_weights_that_a_plain_network_takes(tiny: Recip
     assert with_shared_batch_norm(plain, CPU) is plain
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_one_process_ends_all_and_is_told_once(seen: list[dict[str, Any]]) -> None:
     first, second = (process["failures"] for process in seen)
     assert first["first"] == "DataError: broken in 0"
@@ -220,6 +230,7 @@ def test_last_batch_that_leaves_a_process_without_images_is_refused(train_set: I
     LabelledBatches(train_set, 100, spec, CPU, Processes(0, 5))
 
 
+@pytest.mark.slow
 def test_torchrun_command_is_interrupted_and_resumed(image_sets: Path, tmp_path: Path) -> None:
     """The documented command: Ctrl-C after an epoch, then again, to the end."""
     text = (RECIPES / "tiny.toml").read_text().replace("calibration_images = 50", "calibration_images = 0")

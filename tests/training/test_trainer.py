@@ -55,10 +55,16 @@ def recipe(tiny: Recipe) -> Recipe:
     return tiny.model_copy(
         update={
             "network": tiny.network.model_copy(update={"dropout": 0.3}),
-            "pretrain": tiny.pretrain.model_copy(update={"epochs": 3}),
-            "finetune": tiny.finetune.model_copy(update={"epochs": 2}),
+            "pretrain": tiny.pretrain.model_copy(update={"epochs": 3, "batch_size": 25}),
+            "finetune": tiny.finetune.model_copy(update={"epochs": 2, "batch_size": 25}),
         }
     )
+
+
+@pytest.fixture(scope="module")
+def few(train_set: ImageSet) -> ImageSet:
+    """Half of the training images: four steps of the recipe's batches are an epoch."""
+    return train_set.subset(np.arange(0, len(train_set), 2))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -70,40 +76,40 @@ def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> b
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path_factory) -> Path:
+def uninterrupted(recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    pretrain(recipe, train_set, folder / "pretrain", CPU, silent)
-    finetune(recipe, train_set, outliers, folder / "pretrain", folder / "finetune", CPU, silent)
+    pretrain(recipe, few, folder / "pretrain", CPU, silent)
+    finetune(recipe, few, outliers, folder / "pretrain", folder / "finetune", CPU, silent)
     return folder
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 0), (1, 3), (1, 4), (2, 3)])
 def test_killed_pretraining_resumes_to_the_same_weights(
-    recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path, epoch: int, step: int
+    recipe: Recipe, few: ImageSet, uninterrupted: Path, tmp_path: Path, epoch: int, step: int
 ) -> None:
     with pytest.raises(KilledError):
-        pretrain(recipe, train_set, tmp_path, CPU, _kill_at(epoch, step))
+        pretrain(recipe, few, tmp_path, CPU, _kill_at(epoch, step))
     seen = set()
 
     def watch(stage: Stage, at_epoch: int, at_step: int, figures: Figures) -> None:
         seen.add(at_epoch)
 
-    pretrain(recipe, train_set, tmp_path, CPU, watch)
+    pretrain(recipe, few, tmp_path, CPU, watch)
     assert seen == set(range(epoch + (step == 4), 3))  # after step 4 of 4 the epoch is on disk
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
 
 
 def test_killed_finetuning_resumes_to_the_same_weights(
-    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+    recipe: Recipe, few: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KilledError):
-        finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
-    finetune(recipe, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
+        finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
+    finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
 
 
 def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
-    recipe: Recipe, train_set: ImageSet, tmp_path: Path
+    recipe: Recipe, few: ImageSet, tmp_path: Path
 ) -> None:
     """Of the weights after the first and the last of four steps of each averaged epoch, at a rate that stays."""
     averaged = recipe.model_copy(
@@ -122,25 +128,25 @@ def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
 
     hook = register_optimizer_step_post_hook(take)
     try:
-        network = pretrain(averaged, train_set, tmp_path, CPU, silent)
+        network = pretrain(averaged, few, tmp_path, CPU, silent)
     finally:
         hook.remove()
     steps = len(taken) // 3
     kept = [taken[epoch * steps + step] for epoch in (1, 2) for step in (0, steps - 1)]
     torch.testing.assert_close(network.stem.weight, torch.stack(kept).mean(dim=0))
-    pixels = torch.from_numpy(train_set.images).permute(0, 3, 1, 2) / 255
+    pixels = torch.from_numpy(few.images).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(getattr(recipe.preprocess, name)).view(1, 3, 1, 1) for name in ("mean", "std"))
     expected = network.stem((pixels - mean) / std).mean(dim=(0, 2, 3))
     torch.testing.assert_close(network.stages[0].bn1.running_mean, expected, atol=1e-4, rtol=0)
     assert network.stages[0].bn1.num_batches_tracked == steps
 
 
-def test_killed_averaging_resumes_to_the_same_weights(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
+def test_killed_averaging_resumes_to_the_same_weights(recipe: Recipe, few: ImageSet, tmp_path: Path) -> None:
     averaged = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"averaged_epochs": 2})})
-    whole = pretrain(averaged, train_set, tmp_path / "whole", CPU, silent)
+    whole = pretrain(averaged, few, tmp_path / "whole", CPU, silent)
     with pytest.raises(KilledError):
-        pretrain(averaged, train_set, tmp_path / "killed", CPU, _kill_at(2, 0))
-    pretrain(averaged, train_set, tmp_path / "killed", CPU, silent)
+        pretrain(averaged, few, tmp_path / "killed", CPU, _kill_at(2, 0))
+    pretrain(averaged, few, tmp_path / "killed", CPU, silent)
     assert _equal(whole.state_dict(), _weights(tmp_path / "killed"))
 
 
@@ -153,11 +159,11 @@ def _tuned(recipe: Recipe, **fields: object) -> Recipe:
 
 
 def test_killed_balanced_mined_and_synthetic_finetuning_resumes_to_the_same_weights(
-    recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path
+    recipe: Recipe, few: ImageSet, uninterrupted: Path, tmp_path: Path
 ) -> None:
     def tune(name: str, progress=silent) -> dict[str, torch.Tensor]:
         tuned = _tuned(recipe, **BALANCED)
-        finetune(tuned, train_set, None, uninterrupted / "pretrain", tmp_path / name, CPU, progress)
+        finetune(tuned, few, None, uninterrupted / "pretrain", tmp_path / name, CPU, progress)
         return _weights(tmp_path / name)
 
     with pytest.raises(KilledError):
@@ -166,11 +172,11 @@ def test_killed_balanced_mined_and_synthetic_finetuning_resumes_to_the_same_weig
 
 
 def test_outlier_classes_are_the_starting_networks_and_remembered(
-    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+    recipe: Recipe, few: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
 ) -> None:
     tuned = _tuned(recipe, epochs=1, **BALANCED)
     with pytest.raises(KilledError):
-        finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(0, 0))
+        finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(0, 0))
     network = build_network(recipe.network)
     network.load_state_dict(_weights(uninterrupted / "pretrain"))
     with torch.inference_mode():
@@ -179,8 +185,8 @@ def test_outlier_classes_are_the_starting_networks_and_remembered(
     assert counts == torch.bincount(logits.argmax(dim=1), minlength=10).tolist()
     assert len(set(counts)) > 2  # uneven, so that remembering others makes a difference
     (tmp_path / "outlier_classes.json").write_text(json.dumps([*counts[1:], counts[0]]))
-    finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
-    finetune(tuned, train_set, outliers, uninterrupted / "pretrain", tmp_path / "whole", CPU, silent)
+    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
+    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path / "whole", CPU, silent)
     assert not _equal(_weights(tmp_path), _weights(tmp_path / "whole"))
 
 
@@ -200,29 +206,27 @@ def test_folder_from_before_there_was_a_key_goes_on(tmp_path: Path) -> None:
         open_stage(tmp_path, {"augment": {"flip": True, "resize": 3}, "seed": 1})
 
 
-def test_another_seed_gives_other_weights(
-    recipe: Recipe, train_set: ImageSet, uninterrupted: Path, tmp_path: Path
-) -> None:
-    pretrain(recipe.model_copy(update={"seed": 1}), train_set, tmp_path, CPU, silent)
+def test_another_seed_gives_other_weights(recipe: Recipe, few: ImageSet, uninterrupted: Path, tmp_path: Path) -> None:
+    pretrain(recipe.model_copy(update={"seed": 1}), few, tmp_path, CPU, silent)
     assert not _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
 
 
-def test_finished_stage_is_loaded_not_repeated(recipe: Recipe, train_set: ImageSet, uninterrupted: Path) -> None:
-    network = pretrain(recipe, train_set, uninterrupted / "pretrain", CPU, _kill_at(0, 0))
+def test_finished_stage_is_loaded_not_repeated(recipe: Recipe, few: ImageSet, uninterrupted: Path) -> None:
+    network = pretrain(recipe, few, uninterrupted / "pretrain", CPU, _kill_at(0, 0))
     assert _equal(network.state_dict(), _weights(uninterrupted / "pretrain"))
 
 
-def test_folder_of_another_recipe_is_refused(recipe: Recipe, train_set: ImageSet, uninterrupted: Path) -> None:
+def test_folder_of_another_recipe_is_refused(recipe: Recipe, few: ImageSet, uninterrupted: Path) -> None:
     other = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"learning_rate": 0.2})})
     with pytest.raises(ResumeError, match=r"pretrain\.learning_rate = 0\.1, now 0\.2"):
-        pretrain(other, train_set, uninterrupted / "pretrain", CPU, silent)
+        pretrain(other, few, uninterrupted / "pretrain", CPU, silent)
 
 
 def test_finetuning_before_pretraining_is_refused(
-    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path: Path
+    recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path: Path
 ) -> None:
     with pytest.raises(ResumeError, match="run the stage pretrain first"):
-        finetune(recipe, train_set, outliers, tmp_path / "pretrain", tmp_path / "finetune", CPU, silent)
+        finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", CPU, silent)
 
 
 class Linear(nn.Module):
@@ -313,7 +317,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_stage_that_holds_weights_that_are_not_finite_is_refused(
-    recipe: Recipe, train_set: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
+    recipe: Recipe, few: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
     path = tmp_path / "run/pretrain/weights.safetensors"
@@ -322,10 +326,10 @@ def test_stage_that_holds_weights_that_are_not_finite_is_refused(
     save_file(weights, path)
     message = rf"{path}: 2 of 432 values of stem\.weight are not finite; remove the folder {path.parent}"
     with pytest.raises(WeightsError, match=message):
-        pretrain(recipe, train_set, path.parent, CPU, silent)
+        pretrain(recipe, few, path.parent, CPU, silent)
     (tmp_path / "run/finetune/inputs.json").unlink()
     with pytest.raises(WeightsError, match=message):
-        finetune(recipe, train_set, outliers, path.parent, tmp_path / "run/finetune", CPU, silent)
+        finetune(recipe, few, outliers, path.parent, tmp_path / "run/finetune", CPU, silent)
 
 
 def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
@@ -347,10 +351,10 @@ def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_stages_run_on_cuda(recipe: Recipe, train_set: ImageSet, outliers: ImageSet, tmp_path: Path, name: str) -> None:
+def test_stages_run_on_cuda(recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path: Path, name: str) -> None:
     device = torch.device(name)
-    pretrain(recipe, train_set, tmp_path / "pretrain", device, silent)
-    finetune(recipe, train_set, outliers, tmp_path / "pretrain", tmp_path / "finetune", device, silent)
+    pretrain(recipe, few, tmp_path / "pretrain", device, silent)
+    finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", device, silent)
     assert all(torch.isfinite(value).all() for value in _weights(tmp_path / "finetune").values())
 
 
@@ -406,6 +410,7 @@ def test_synthetic_outliers_follow_the_images_they_are_made_of(train_set: ImageS
         assert torch.equal(inverted[:, 1], 255 - inverted[:, 0])
 
 
+@pytest.mark.slow
 def test_compiled_step_trains_as_the_eager_one(recipe: Recipe, train_set: ImageSet, tmp_path: Path) -> None:
     once = recipe.model_copy(
         update={

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
 from training.reproduce.methods import margin_method, temperature_method
 from training.reproduce.results import InDistributionRecord, MethodScores, Row, method_folder, read_scores
@@ -69,7 +68,7 @@ def histograms(shown: dict[str, MethodScores], ood: str, title: str, fpr95: dict
             (scores.test, IN_COLOUR, f"in-distribution ({title})"),
             (scores.ood[ood], OOD_COLOUR, f"out-of-distribution ({ood})"),
         ):
-            axis.hist(values, edges, density=True, alpha=0.6, color=colour, label=label)
+            axis.hist(values, edges, histtype="stepfilled", density=True, alpha=0.6, color=colour, label=label)
         axis.set(title=f"FPR95: {fpr95[method]:.2f}", xlabel=HISTOGRAMS[method], ylabel="density")
         axis.legend(fontsize=8)
     for axis in list(axes):
@@ -120,6 +119,8 @@ def margins(mean_fpr95: dict[tuple[float, float], float]) -> "Figure":
 
 def _roc(test: NDArray[np.float32], ood: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of test images accepted where each share of ROC_POINTS of the OOD images is."""
+    from sklearn.metrics import roc_curve
+
     labels = np.arange(len(test) + len(ood)) < len(test)
     false_positives, true_positives, _ = roc_curve(labels, np.concatenate([test, ood]))
     interpolated: NDArray[np.float64] = np.interp(ROC_POINTS, false_positives, true_positives)
