@@ -5,7 +5,8 @@ bytes -> body -> encoded images -> pixels -> queue -> verdicts
       |       |                 |         |        EngineDiedError, DeadlineExceededError
       |       |                 |         QueueFullError, NotReadyError
       |       |                 ImageError (model_store)
-      |       EmptyBodyError, MalformedJsonError, MalformedMultipartError, InvalidBase64Error, TooManyImagesError, ...
+      |       EmptyBodyError, MalformedJsonError, MalformedMultipartError, InvalidBase64Error, TooManyImagesError,
+      |       MalformedCompressionError, MalformedArrayError, UnfitArrayError, InvalidTensorError, ...
       LengthRequiredError, BodyTooLargeError, UnsupportedEncodingError, ClientLeftError, UnauthorizedError, ...
 """
 
