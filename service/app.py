@@ -21,14 +21,18 @@ from service.bodies import PendingBytes
 from service.decoding import Decoder
 from service.engine import Engine
 from service.errors import ServiceError
+from service.judging import DEADLINE_HEADER
 from service.metrics import Metrics
 from service.middleware import RequestScope, error_reply
 from service.models import load_models
-from service.routes import health, models, predict
+from service.open_inference.errors import speaks
+from service.open_inference.model import BYTES_SUFFIX
+from service.open_inference.reply import JSON_LENGTH_HEADER
+from service.routes import health, models, open_inference, predict
 from service.settings import Settings
 from service.state import State
 
-ROUTERS = (predict.router, models.router, health.router)
+ROUTERS = (predict.router, open_inference.router, models.router, health.router)
 DESCRIPTION = (
     "Image classifiers that know when they don't know: every prediction comes with its negative energy, a p-value and "
     "an out-of-distribution flag whose rate of false alarms is a stated number."
@@ -70,13 +74,14 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(RequestScope, state=lambda: state)
+    app.add_middleware(open_inference.WithoutSlash)
     if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", predict.DEADLINE_HEADER, "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            allow_headers=["Authorization", "Content-Type", DEADLINE_HEADER, "X-Request-Id", JSON_LENGTH_HEADER],
+            expose_headers=["X-Request-Id", "Retry-After", JSON_LENGTH_HEADER],
         )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -96,6 +101,17 @@ def _example_image(engine: Engine, settings: Settings) -> bytes:
     return file.getvalue()
 
 
+def _examples(path: str, engine: Engine, image: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a body that a path takes, and the parts of the path that are open."""
+    manifest = engine.bundle.manifest
+    if speaks(path):
+        return open_inference.infer_example(image), {
+            "model": manifest.name + BYTES_SUFFIX,
+            "version": str(manifest.version),
+        }
+    return {"images": [image]}, {"model": engine.name}
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the schema, its examples ready to be sent."""
     if app.openapi_schema:
@@ -103,13 +119,17 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     state: State = app.state.service
     engine = state.models.engines[0]
-    example = {"images": [base64.b64encode(_example_image(engine, state.settings)).decode()]}
+    image = base64.b64encode(_example_image(engine, state.settings)).decode()
     for path, operations in schema["paths"].items():
+        body, named = _examples(path, engine, image)
         if "requestBody" in operations.get("post", {}):
-            operations["post"]["requestBody"]["content"]["application/json"]["example"] = example
-        for parameter in operations.get("post", {}).get("parameters", []):
-            if "{model}" in path and parameter["name"] == "model":
-                parameter["example"] = engine.name
+            operations["post"]["requestBody"]["content"]["application/json"]["example"] = body
+        for parameter in (p for operation in operations.values() for p in operation.get("parameters", [])):
+            if parameter["in"] == "path":
+                parameter["example"] = named[parameter["name"]]
+        if speaks(path):  # FastAPI announces 422 wherever a path has parts; there it is 400
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
     if state.settings.api_keys:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         schema["security"] = [{"key": []}]

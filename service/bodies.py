@@ -4,7 +4,7 @@ import asyncio
 import binascii
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -30,6 +30,7 @@ from service.errors import (
 )
 
 FIELD = "images"
+IDENTITY = "identity"
 _JSON_MARKS = 1000
 """Brackets, commas and colons that JSON may have beside two an image."""
 _QUOTED = 40
@@ -76,22 +77,25 @@ class Lease:
         self.bytes += more
 
 
-async def read_body(request: Request, lease: Lease, *, max_bytes: int, timeout_s: float) -> bytes:
-    """Read a body, at most `max_bytes`, within `timeout_s`.
+async def read_body(
+    request: Request, lease: Lease, *, max_bytes: int, timeout_s: float, encodings: Sequence[str] = ()
+) -> bytes:
+    """Read a body as it was sent, at most `max_bytes`, within `timeout_s`; `encodings` are those it may have.
 
     Raises:
-        ServiceError: no length, too large, empty, compressed, incomplete, late, or no memory left for it.
+        ServiceError: no length, too large, empty, compressed otherwise, incomplete, late, or no memory left for it.
     """
+    _require_encoding(request, encodings)
     declared = _declared_length(request)
     if declared is not None and declared > max_bytes:
-        raise _too_large(declared, max_bytes)
+        raise too_large(declared, max_bytes)
     chunks, received = [], 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 received += len(chunk)
                 if received > max_bytes:
-                    raise _too_large(received, max_bytes)
+                    raise too_large(received, max_bytes)
                 lease.grow(received)
                 chunks.append(chunk)
     except ClientDisconnect:
@@ -99,7 +103,7 @@ async def read_body(request: Request, lease: Lease, *, max_bytes: int, timeout_s
     except TimeoutError:
         raise BodyTimeoutError(f"{received:,} bytes of the body came in {timeout_s:g} s; send it faster") from None
     if not received:
-        raise EmptyBodyError("the body has 0 bytes; send an image, a form with `images`, or JSON with `images`")
+        raise EmptyBodyError("the body has 0 bytes; /docs shows what can be sent")
     return b"".join(chunks)
 
 
@@ -120,9 +124,18 @@ def encoded_images(body: bytes, content_type: str, *, max_images: int) -> list[b
     return [body]
 
 
+def content_encoding(request: Request) -> str:
+    """Return how a body is compressed, in lower case; `identity` if it is not."""
+    return request.headers.get("content-encoding", IDENTITY).lower()
+
+
+def _require_encoding(request: Request, encodings: Sequence[str]) -> None:
+    if (encoding := content_encoding(request)) not in (IDENTITY, *encodings):
+        others = f", or compressed by {' or '.join(encodings)}" if encodings else ""
+        raise UnsupportedEncodingError(f"Content-Encoding is {encoding[:_QUOTED]!r}; send the body as it is{others}")
+
+
 def _declared_length(request: Request) -> int | None:
-    if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-        raise UnsupportedEncodingError(f"Content-Encoding is {encoding[:_QUOTED]!r}; send the body as it is")
     if "chunked" in request.headers.get("transfer-encoding", "").lower():
         return None
     declared = request.headers.get("content-length")
@@ -131,7 +144,8 @@ def _declared_length(request: Request) -> int | None:
     return int(declared)  # the HTTP parser has refused what is no number
 
 
-def _too_large(found: int, allowed: int) -> BodyTooLargeError:
+def too_large(found: int, allowed: int) -> BodyTooLargeError:
+    """Return the refusal of a body of `found` bytes or more."""
     return BodyTooLargeError(f"the body has {found:,} bytes or more, allowed are {allowed:,}; send fewer images")
 
 
@@ -159,7 +173,7 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
     texts = value[FIELD]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InvalidFieldError(f"{FIELD} must be a list of base64 strings")
-    _check_count(len(texts), max_images)
+    check_count(len(texts), max_images)
     return [_from_base64(text, index) for index, text in enumerate(texts)]
 
 
@@ -178,7 +192,7 @@ def _from_multipart(body: bytes, boundary: str, max_images: int) -> list[bytes]:
     if not boundary:
         raise MalformedMultipartError("the Content-Type multipart/form-data has no boundary; let the client set it")
     contents = _Form(body, boundary, max_images).contents
-    _check_count(len(contents), max_images)
+    check_count(len(contents), max_images)
     return contents
 
 
@@ -254,7 +268,13 @@ class _Form:
         self._complete = True
 
 
-def _check_count(images: int, max_images: int) -> None:
+def check_count(images: int, max_images: int) -> None:
+    """Let a request pass that has images, and not too many.
+
+    Raises:
+        InvalidFieldError: it has none.
+        TooManyImagesError: it has more than allowed.
+    """
     if images == 0:
         raise InvalidFieldError(f"{FIELD} is empty; send at least one image")
     if images > max_images:

@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 
 
 class Ask(NamedTuple):
-    """One image, and whether every score of it is wanted or the verdict alone."""
+    """One image, and what is wanted beside the verdict: every score, the logits."""
 
     pixels: Pixels
-    all_scores: bool
+    all_scores: bool = False
+    logits: bool = False
 
 
 class ScoreVerdict(NamedTuple):
@@ -43,7 +44,7 @@ class ScoreVerdict(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a model says of one image; of its scores each, where that was asked for."""
+    """What a model says of one image; where that was asked for, each of its scores, and its logits float32 (K,)."""
 
     class_id: int
     confidence: float
@@ -51,6 +52,7 @@ class Verdict(NamedTuple):
     p_value: float
     is_ood: bool
     scores: Mapping[ScoreName, ScoreVerdict] | None = None
+    logits: NDArray[np.float32] | None = None
 
 
 class Started(NamedTuple):
@@ -146,7 +148,9 @@ class Engine:
         if self._batcher.depth + images > self._batcher.max_items:
             raise self._full(images)
 
-    async def predict(self, images: Sequence[Pixels], deadline: float, *, all_scores: bool = False) -> Waited[Verdict]:
+    async def predict(
+        self, images: Sequence[Pixels], deadline: float, *, all_scores: bool = False, logits: bool = False
+    ) -> Waited[Verdict]:
         """Queue a request's images and await all of their verdicts.
 
         Cancelling it takes them out of the queue.
@@ -155,6 +159,7 @@ class Engine:
             images: uint8 (H, W, 3) each, fitted to the bundle's PreprocessSpec.
             deadline: a `time.monotonic()`; what waits still by then is never run.
             all_scores: every score of the bundle is wanted, not the verdict alone.
+            logits: the logits are wanted, too.
 
         Raises:
             QueueFullError: they do not fit into the queue.
@@ -162,7 +167,7 @@ class Engine:
             DeadlineExceededError: their turn came after the deadline.
         """
         try:
-            future = self._batcher.submit([Ask(pixels, all_scores) for pixels in images], deadline)
+            future = self._batcher.submit([Ask(pixels, all_scores, logits) for pixels in images], deadline)
         except FullError:
             raise self._full(len(images)) from None
         except ClosedError:
@@ -247,17 +252,22 @@ class Engine:
         self._batcher.finish(started.batch, found, forward_s)
 
     def _judge(self, started: Started) -> list[Verdict]:
-        """Wait for a batch and judge it, by every score if one of its images wants that."""
-        predictor, asked = self.bundle.predictor, [ask.all_scores for ask in started.batch.items]
+        """Wait for a batch and judge it; what only some of its images want is computed only if one does."""
+        predictor, asked = self.bundle.predictor, started.batch.items
         scored = predictor.scorer.finish(started.ticket)
         found = verdicts(predictor.judge(scored))
-        if not any(asked):
-            return found
-        by_image = score_verdicts(predictor.judge_by_all(scored))
-        return [
-            verdict._replace(scores=scores) if wanted else verdict
-            for verdict, scores, wanted in zip(found, by_image, asked, strict=True)
-        ]
+        if any(ask.all_scores for ask in asked):
+            by_image = score_verdicts(predictor.judge_by_all(scored))
+            found = [
+                verdict._replace(scores=scores) if ask.all_scores else verdict
+                for verdict, scores, ask in zip(found, by_image, asked, strict=True)
+            ]
+        if any(ask.logits for ask in asked):
+            found = [
+                verdict._replace(logits=row) if ask.logits else verdict
+                for verdict, row, ask in zip(found, scored.logits.numpy(), asked, strict=True)
+            ]
+        return found
 
 
 def verdicts(predictions: Predictions) -> list[Verdict]:

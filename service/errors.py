@@ -5,7 +5,8 @@ bytes -> body -> encoded images -> pixels -> queue -> verdicts
       |       |                 |         |        EngineDiedError, DeadlineExceededError
       |       |                 |         QueueFullError, NotReadyError
       |       |                 ImageError (model_store)
-      |       EmptyBodyError, MalformedJsonError, MalformedMultipartError, InvalidBase64Error, TooManyImagesError, ...
+      |       EmptyBodyError, MalformedJsonError, MalformedMultipartError, InvalidBase64Error, TooManyImagesError,
+      |       MalformedCompressionError, MalformedArrayError, UnfitArrayError, InvalidTensorError, ...
       LengthRequiredError, BodyTooLargeError, UnsupportedEncodingError, ClientLeftError, UnauthorizedError, ...
 """
 
@@ -85,6 +86,22 @@ class MalformedMultipartError(ServiceError):
     """A multipart body that cannot be parsed, or that ends before its last boundary."""
 
 
+class MalformedCompressionError(ServiceError):
+    """A compressed body that is damaged, truncated or followed by something."""
+
+
+class MalformedArrayError(ServiceError):
+    """A body that should be an .npy file and is not, or not a whole one."""
+
+
+class UnfitArrayError(ServiceError):
+    """An array of another dtype, order or shape than the model takes."""
+
+
+class InvalidTensorError(ServiceError):
+    """A request of the Open Inference Protocol, or a tensor in it, that is not as the protocol or the model has it."""
+
+
 class InvalidBase64Error(ServiceError):
     """An image in JSON that is not base64."""
 
@@ -131,6 +148,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     EmptyImageError: Answer(400, "empty_image", "An image has no bytes."),
     MalformedJsonError: Answer(400, "malformed_json", "The body is not valid JSON."),
     MalformedMultipartError: Answer(400, "malformed_multipart", "The multipart body cannot be parsed or is truncated."),
+    MalformedCompressionError: Answer(400, "malformed_compression", "The compressed body is damaged or truncated."),
+    MalformedArrayError: Answer(400, "malformed_array", "The array is no whole .npy file."),
+    InvalidTensorError: Answer(400, "invalid_tensor", "The inference request or its tensor is not the model's."),
     InvalidBase64Error: Answer(400, "invalid_base64", "An image in JSON is not base64."),
     InvalidHeaderError: Answer(400, "invalid_header", "A header has a value that it cannot have."),
     UnauthorizedError: Answer(401, "unauthorized", "The bearer token is missing or unknown."),
@@ -143,9 +163,10 @@ ANSWERS: dict[type[Exception], Answer] = {
     TooManyImagesError: Answer(413, "too_many_images", "The request has more images than allowed."),
     ImageTooLargeError: Answer(413, "image_too_large", "An image has more bytes than allowed."),
     TooManyPixelsError: Answer(413, "too_many_pixels", "An image has more pixels than allowed."),
-    UnsupportedEncodingError: Answer(415, "unsupported_encoding", "The body is compressed; send it as it is."),
+    UnsupportedEncodingError: Answer(415, "unsupported_encoding", "The body is compressed in a way not read here."),
     UnsupportedImageError: Answer(415, "unsupported_image", "The content is no image of a format that is read."),
     CorruptImageError: Answer(422, "corrupt_image", "An image is truncated or damaged."),
+    UnfitArrayError: Answer(422, "unfit_array", "The array has another dtype, order or shape than the model's."),
     InvalidFieldError: Answer(422, "invalid_field", "A field is missing, unknown or of another type."),
     ClientLeftError: Answer(499, "client_left", "The client left before its answer; for metrics and log alone."),
     QueueFullError: Answer(429, "queue_full", "Too much is waiting already; try again after Retry-After seconds."),

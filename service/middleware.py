@@ -27,6 +27,7 @@ from service.errors import (
     UnknownRouteError,
     answer_for,
 )
+from service.open_inference import errors as open_inference
 from service.schemas import ErrorBody, ErrorReply
 from service.settings import Settings
 from service.state import State
@@ -118,12 +119,14 @@ def error_reply(request: Request, error: Exception) -> Response:
     answer = answer_for(cause)
     request.state.error_code = answer.code
     message = str(cause) if isinstance(cause, ServiceError | ImageError) else answer.meaning
+    headers = _headers(cause, error)
+    if open_inference.speaks(request.scope["path"]):
+        content, status = open_inference.error_body(message, index), open_inference.status_of(answer)
+        return Response(content, status, headers, media_type="application/json")
     body = ErrorReply(
         error=ErrorBody(code=answer.code, message=message, request_id=request.state.request_id, index=index)
     )
-    return Response(
-        body.model_dump_json(exclude_none=True), answer.status, _headers(cause, error), media_type="application/json"
-    )
+    return Response(body.model_dump_json(exclude_none=True), answer.status, headers, media_type="application/json")
 
 
 def _ours(error: Exception) -> Exception:
@@ -155,7 +158,7 @@ def _is_public(request: Request, settings: Settings) -> bool:
     path = request.scope["path"]
     if path == "/metrics":
         return settings.public_metrics
-    if path in ("/healthz", "/readyz"):
+    if path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
         return settings.public_health
     # The pages that document the interface hold no image of a bundle then; a browser can't send a token for them.
     return path in ("/docs", "/openapi.json") or path.startswith("/static-offline-docs/")

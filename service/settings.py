@@ -116,7 +116,7 @@ class Settings(BaseSettings):
         description="Bearer tokens, comma-separated, any of which opens the server; without them it is open.",
     )
     public_metrics: bool = Field(default=True, description="Whether /metrics needs no token.")
-    public_health: bool = Field(default=True, description="Whether /healthz and /readyz need no token.")
+    public_health: bool = Field(default=True, description="Whether /healthz, /readyz and /v2/health need no token.")
     cors_origins: CommaSeparated = Field(
         default=(),
         description="Origins whose web pages may call the server, comma-separated, `*` for all; none if not given.",

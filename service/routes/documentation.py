@@ -10,7 +10,8 @@ _BINARY = {"type": "string", "format": "binary"}
 PREDICT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image file as it is, whatever the Content-Type; or any number in a form or in JSON.",
+        "description": "One image file as it is, whatever the Content-Type; or any number in a form, in JSON, or as a "
+        "NumPy .npy file of uint8 (N, H, W, 3) in the model's size.",
         "content": {
             "application/json": {"schema": ImagesRequest.model_json_schema()},
             "multipart/form-data": {
@@ -21,6 +22,7 @@ PREDICT_BODY: dict[str, Any] = {
                 }
             },
             "application/octet-stream": {"schema": _BINARY},
+            "application/x-npy": {"schema": _BINARY},
         },
     },
     "parameters": [

@@ -1,28 +1,23 @@
 """POST an image, or many, and get verdicts."""
 
-import asyncio
-import math
-import time
-from collections.abc import Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
 from model_store import images
 from model_store.score_specs import OFFLINE_ONLY
-from service.batcher import Waited
-from service.bodies import encoded_images, read_body
-from service.engine import Engine, Verdict
-from service.errors import ClientLeftError, DeadlineExceededError, InvalidFieldError, InvalidHeaderError
-from service.metrics import Stage
+from service import arrays
+from service.bodies import Lease, encoded_images
+from service.engine import Engine, Pixels, Verdict
+from service.errors import InvalidFieldError
+from service.judging import Judged, Question, judge
 from service.routes.documentation import PREDICT_BODY, error_responses
 from service.schemas import ModelName, Prediction, PredictReply, ScorePrediction, Timing
 from service.state import State, state_of
 
-DEADLINE_HEADER = "x-deadline-ms"
 SCORES_PARAMETER = "scores"
 router = APIRouter(tags=["predict"])
-T = TypeVar("T")
 
 _PREDICT_RESPONSES = error_responses(400, 401, 404, 405, 408, 411, 413, 415, 422, 429, 503, 504)
 
@@ -55,77 +50,24 @@ async def predict_by(
 
 
 async def _answer(request: Request, engine: Engine) -> Response:
-    state, settings = state_of(request), state_of(request).settings
-    budget_s, all_scores = _budget_s(request, settings.deadline_s), _asks_for_all_scores(request)
-    engine.require_room(1)
-    with state.pending.lease() as lease:
-        body = await read_body(request, lease, max_bytes=settings.max_request_bytes, timeout_s=settings.body_timeout_s)
-        begun = time.monotonic()
+    all_scores = _asks_for_all_scores(request)
+
+    async def read(body: bytes, _: Lease) -> Question:
         content_type = request.headers.get("content-type", "")
-        work = _judge(state, engine, body, content_type, begun + budget_s, all_scores)
-        waited, decode_s = await _while_connected(request, work)
-    seconds: dict[Stage, float] = {
-        "decode": decode_s,
-        "queue": waited.queue_s,
-        "forward": waited.forward_s,
-        "total": time.monotonic() - begun,
-    }
-    engine.count_answered(waited.results, seconds)
-    return _reply(request, engine, waited.results, seconds, all_scores)
+        return Question(await _pixels(state_of(request), engine, body, content_type), all_scores)
+
+    return _reply(request, engine, await judge(request, engine, read))
 
 
-async def _judge(
-    state: State, engine: Engine, body: bytes, content_type: str, deadline: float, all_scores: bool
-) -> tuple[Waited[Verdict], float]:
-    begun = time.monotonic()
-    try:
-        async with asyncio.timeout(deadline - begun):
-            encoded = await _split(state, body, content_type)
-            pixels = await state.decoder.decode(encoded, engine.bundle.manifest.preprocess)
-            decode_s = time.monotonic() - begun
-            return await engine.predict(pixels, deadline, all_scores=all_scores), decode_s
-    except TimeoutError:
-        raise DeadlineExceededError(f"{engine.name} had no verdict within the deadline") from None
-
-
-async def _split(state: State, body: bytes, content_type: str) -> list[bytes]:
-    """Take a body apart: what begins like an image is one, whatever its Content-Type; else, off the event loop."""
+async def _pixels(state: State, engine: Engine, body: bytes, content_type: str) -> Sequence[Pixels]:
+    """Make pixels of a body, which is known by its first bytes before its Content-Type."""
+    spec, most = engine.bundle.manifest.preprocess, state.settings.max_images_per_request
     if images.looks_like_image(body):
-        return [body]
-    largest = state.settings.max_images_per_request
-    return await state.decoder.run(lambda: encoded_images(body, content_type, max_images=largest))
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientLeftError("the client left before the answer")
-        return answer.result()
-    finally:
-        gone.cancel()
-        answer.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _budget_s(request: Request, longest: float) -> float:
-    text = request.headers.get(DEADLINE_HEADER)
-    if text is None:
-        return longest
-    try:
-        wanted = float(text) / 1000
-    except ValueError:
-        wanted = math.nan
-    if not (math.isfinite(wanted) and wanted > 0):
-        raise InvalidHeaderError(f"X-Deadline-Ms is {text[:40]!r}; it must be a number above 0, in milliseconds")
-    return min(wanted, longest)
+        return await state.decoder.decode([body], spec)
+    if arrays.looks_like_array(body) or content_type.partition(";")[0].strip().lower() == arrays.MEDIA_TYPE:
+        return list(arrays.read_array(body, spec, max_images=most))
+    encoded = await state.decoder.run(lambda: encoded_images(body, content_type, max_images=most))
+    return await state.decoder.decode(encoded, spec)
 
 
 def _asks_for_all_scores(request: Request) -> bool:
@@ -143,17 +85,15 @@ def _asks_for_all_scores(request: Request) -> bool:
     )
 
 
-def _reply(
-    request: Request, engine: Engine, found: Sequence[Verdict], seconds: dict[Stage, float], all_scores: bool
-) -> Response:
-    manifest, predictor = engine.bundle.manifest, engine.bundle.predictor
+def _reply(request: Request, engine: Engine, judged: Judged[Question]) -> Response:
+    manifest, predictor, all_scores = engine.bundle.manifest, engine.bundle.predictor, judged.question.all_scores
     reply = PredictReply(
         model=ModelName(name=manifest.name, version=manifest.version, sha256=engine.bundle.sha256),
         threshold=float(predictor.threshold),
         verdict=manifest.verdict if all_scores or manifest.verdict != "negative_energy" else None,
         thresholds={name: float(s.threshold) for name, s in predictor.scores.items()} if all_scores else None,
-        predictions=[_prediction(verdict, manifest.classes) for verdict in found],
-        timing_ms=Timing(**{stage: round(1000 * value, 3) for stage, value in seconds.items()}),
+        predictions=[_prediction(verdict, manifest.classes) for verdict in judged.verdicts],
+        timing_ms=Timing(**{stage: round(1000 * value, 3) for stage, value in judged.seconds.items()}),
         request_id=request.state.request_id,
     )
     return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
@@ -162,4 +102,12 @@ def _reply(
 def _prediction(verdict: Verdict, classes: Sequence[str]) -> Prediction:
     scores = verdict.scores
     shown = None if scores is None else {name: ScorePrediction(**score._asdict()) for name, score in scores.items()}
-    return Prediction(class_name=classes[verdict.class_id], **(verdict._asdict() | {"scores": shown}))
+    return Prediction(
+        class_id=verdict.class_id,
+        class_name=classes[verdict.class_id],
+        confidence=verdict.confidence,
+        negative_energy=verdict.negative_energy,
+        p_value=verdict.p_value,
+        is_ood=verdict.is_ood,
+        scores=shown,
+    )

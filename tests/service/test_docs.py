@@ -47,6 +47,22 @@ def test_python(server: Running, folder: Path) -> None:
     assert all(re.fullmatch(r"(cat|dog) \(\d+%\)", line) for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("block", "printed"),
+    [
+        (1, r"\['cat', 'dog'\]"),
+        (2, r"\[3, 5\] \[False, False\]"),
+        (3, r"\[3, 5\] 12\.50365\d*"),
+    ],
+)
+def test_python_with_arrays_and_clients_of_the_protocol(
+    server: Running, folder: Path, block: int, printed: str
+) -> None:
+    code = blocks("python")[block].replace('"127.0.0.1:8000"', f'"{server.url.removeprefix("http://")}"')
+    (line,) = run(server, [sys.executable, "-c", code], folder).splitlines()
+    assert re.fullmatch(printed, line)
+
+
 def test_javascript(server: Running, folder: Path) -> None:
     node = str(Path(NODE) / "bin" / "node")
     printed = run(server, [node, "--input-type=module", "--eval", blocks("js")[0]], folder)

@@ -262,6 +262,8 @@ ELSEWHERE = {
     "length_required", "body_timeout", "client_left",  # test_connections
     "unauthorized",  # test_access
     "queue_full", "not_ready", "engine_died", "deadline_exceeded",  # test_engine
+    "malformed_array", "unfit_array",  # test_arrays
+    "malformed_compression", "invalid_tensor",  # test_open_inference_refusals
 }  # fmt: skip
 
 

@@ -17,7 +17,12 @@ def schema(server: Running) -> dict[str, Any]:
 
 def test_every_path_is_there(schema: dict[str, Any]) -> None:
     paths = {"/predict", "/models/{model}/predict", "/models", "/info", "/healthz", "/readyz", "/metrics"}
-    assert schema["paths"].keys() == paths
+    protocol = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"} | {
+        f"/v2/models/{{model}}{version}{part}"
+        for version in ("", "/versions/{version}")
+        for part in ("", "/ready", "/config", "/infer")
+    }
+    assert schema["paths"].keys() == paths | protocol
 
 
 @pytest.mark.parametrize("path", ["/predict", "/models/{model}/predict"])
@@ -40,7 +45,33 @@ def test_the_example_works_when_sent(server: Running, schema: dict[str, Any], pa
     reply = httpx.post(server.url + path.format(model=named.get("model")), json=content["application/json"]["example"])
     assert reply.status_code == 200
     assert reply.json()["predictions"][0]["class_name"] == "airplane"
-    assert content.keys() == {"application/json", "multipart/form-data", "application/octet-stream"}
+    forms = {"application/json", "multipart/form-data", "application/octet-stream", "application/x-npy"}
+    assert content.keys() == forms
+
+
+@pytest.mark.parametrize("path", ["/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer"])
+def test_the_protocols_example_works_when_sent(server: Running, schema: dict[str, Any], path: str) -> None:
+    operation = schema["paths"][path]["post"]
+    content = operation["requestBody"]["content"]
+    assert content.keys() == {"application/json", "application/octet-stream"}
+    named = {p["name"]: p["example"] for p in operation["parameters"] if p["in"] == "path"}
+    reply = httpx.post(server.url + path.format(**named), json=content["application/json"]["example"]).json()
+    assert reply["outputs"][0] == {"name": "LABEL", "datatype": "INT64", "shape": [1], "data": [0]}
+
+
+def test_the_protocols_replies_match_their_schemas(server: Running, schema: dict[str, Any]) -> None:
+    documented = schema["components"]["schemas"]
+    for path, operations in schema["paths"].items():
+        if not path.startswith("/v2") or "get" not in operations:
+            continue
+        named = {p["name"]: p["example"] for p in operations["get"].get("parameters", [])}
+        reply = httpx.get(server.url + path.format(**named)).raise_for_status().json()
+        reference = operations["get"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
+        assert reply.keys() == documented[reference.rpartition("/")[2]]["properties"].keys()
+        errors = [r for status, r in operations["get"]["responses"].items() if int(status) >= 400]
+        assert errors
+        for error in errors:
+            assert error["content"]["application/json"]["schema"]["$ref"].endswith("/ProtocolError")
 
 
 def test_replies_match_their_documented_schema(server: Running, schema: dict[str, Any], pngs: list[bytes]) -> None:

@@ -1,0 +1,132 @@
+"""The way of a request that asks for verdicts: body -> pixels -> queue -> verdicts, within its deadline.
+
+What a body looks like is the route's affair, and so is the reply.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+
+from service.batcher import Waited
+from service.bodies import Lease, read_body
+from service.engine import Engine, Pixels, Verdict
+from service.errors import ClientLeftError, DeadlineExceededError, InvalidHeaderError
+from service.metrics import Stage
+from service.state import state_of
+
+DEADLINE_HEADER = "x-deadline-ms"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request asks: uint8 (H, W, 3) an image, fitted to the model, and what is wanted beside the verdicts."""
+
+    pixels: Sequence[Pixels]
+    all_scores: bool = False
+    logits: bool = False
+
+
+Q = TypeVar("Q", bound=Question)
+
+
+@dataclass(frozen=True)
+class Judged(Generic[Q]):
+    """A question, its verdicts in order, and the seconds that each stage took."""
+
+    question: Q
+    verdicts: list[Verdict]
+    seconds: dict[Stage, float]
+
+
+async def judge(
+    request: Request,
+    engine: Engine,
+    read: Callable[[bytes, Lease], Awaitable[Q]],
+    *,
+    encodings: Sequence[str] = (),
+) -> Judged[Q]:
+    """Read a request's body, judge its images by an engine, and count them.
+
+    Args:
+        request: its body is not read yet.
+        engine: the model's.
+        read: makes the question of the body as it came; what it holds beside the body it adds to the lease.
+        encodings: compressions that the body may have; `read` undoes them.
+
+    Raises:
+        ServiceError: whatever stands in the way, from the headers to the engine.
+    """
+    state, settings = state_of(request), state_of(request).settings
+    budget_s = _budget_s(request, settings.deadline_s)
+    engine.require_room(1)
+    with state.pending.lease() as lease:
+        body = await read_body(
+            request,
+            lease,
+            max_bytes=settings.max_request_bytes,
+            timeout_s=settings.body_timeout_s,
+            encodings=encodings,
+        )
+        begun = time.monotonic()
+        work = _ask(engine, lambda: read(body, lease), begun + budget_s)
+        question, waited, decode_s = await _while_connected(request, work)
+    seconds: dict[Stage, float] = {
+        "decode": decode_s,
+        "queue": waited.queue_s,
+        "forward": waited.forward_s,
+        "total": time.monotonic() - begun,
+    }
+    engine.count_answered(waited.results, seconds)
+    return Judged(question, waited.results, seconds)
+
+
+async def _ask(engine: Engine, read: Callable[[], Awaitable[Q]], deadline: float) -> tuple[Q, Waited[Verdict], float]:
+    begun = time.monotonic()
+    try:
+        async with asyncio.timeout(deadline - begun):
+            question = await read()
+            decode_s = time.monotonic() - begun
+            waited = await engine.predict(
+                question.pixels, deadline, all_scores=question.all_scores, logits=question.logits
+            )
+            return question, waited, decode_s
+    except TimeoutError:
+        raise DeadlineExceededError(f"{engine.name} had no verdict within the deadline") from None
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientLeftError("the client left before the answer")
+        return answer.result()
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _budget_s(request: Request, longest: float) -> float:
+    text = request.headers.get(DEADLINE_HEADER)
+    if text is None:
+        return longest
+    try:
+        wanted = float(text) / 1000
+    except ValueError:
+        wanted = math.nan
+    if not (math.isfinite(wanted) and wanted > 0):
+        raise InvalidHeaderError(f"X-Deadline-Ms is {text[:40]!r}; it must be a number above 0, in milliseconds")
+    return min(wanted, longest)
