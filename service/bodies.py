@@ -31,6 +31,7 @@ from service.errors import (
 
 FIELD = "images"
 IDENTITY = "identity"
+BASE64 = "RFC 4648, padded, no line breaks, no data: prefix"
 _JSON_MARKS = 1000
 """Brackets, commas and colons that JSON may have beside two an image."""
 _QUOTED = 40
@@ -179,13 +180,21 @@ def _from_json(body: bytes, max_images: int) -> list[bytes]:
 
 def _from_base64(text: str, index: int) -> bytes:
     try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+        return from_base64(text)
     except ValueError as err:
-        reason = "it has characters outside ASCII" if isinstance(err, UnicodeEncodeError) else str(err)
-        cause = InvalidBase64Error(
-            f"{FIELD}[{index}] is not base64 (RFC 4648, padded, no line breaks, no data: prefix): {reason}"
-        )
+        cause = InvalidBase64Error(f"{FIELD}[{index}] is not base64 ({BASE64}): {err}")
         raise BadImageError(index, cause) from None
+
+
+def from_base64(text: str) -> bytes:
+    """Return what a text in base64 holds.
+
+    Raises:
+        ValueError: it is not in BASE64's form; the message says why.
+    """
+    if not text.isascii():
+        raise ValueError("it has characters outside ASCII")
+    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _from_multipart(body: bytes, boundary: str, max_images: int) -> list[bytes]:

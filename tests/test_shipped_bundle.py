@@ -81,7 +81,7 @@ def test_shipped_figures_are_measured_again_from_the_shipped_files(
     """All test images and OOD sets, on the runtime that a server takes; another processor flips few or none."""
     manifest, predictor = bundle.manifest, load_bundle(bundle.folder, runtime="auto").predictor
     recipe = Recipe.model_validate(manifest.provenance.recipe)
-    sets = Run(recipe, full_image_sets, tmp_path, torch.device("cpu"), silent, silent).test_sets
+    sets = Run(recipe, full_image_sets, tmp_path, torch.device("cpu"), silent, silent).sets.tests
     scores = score_sets(predictor.scorer, sets, silent)
     assert manifest.evaluation is not None
     expected, served = manifest.evaluation.fine_tuned, manifest.evaluation.served

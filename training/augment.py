@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from training.config import AugmentSpec, JpegShare, ResizeAugment
+from training.augment_spec import AugmentSpec, JpegShare, ResizeAugment
 from training.resampling import KERNELS, rescale
 
 

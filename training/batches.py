@@ -7,7 +7,7 @@ import torch
 from torch import Generator
 
 from training.augment import augment
-from training.config import AugmentSpec
+from training.augment_spec import AugmentSpec
 from training.datasets import ImageSet, PlacedImages
 from training.distributed import ALONE, Processes
 from training.synthetic_outliers import synthetic_outliers

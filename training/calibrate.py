@@ -15,7 +15,8 @@ from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.score_specs import ScoreName
 from model_store.scores import NegativeEnergy, OnePassScore
 from training import encode
-from training.config import CalibrateSpec, JpegShare
+from training.augment_spec import JpegShare
+from training.config import CalibrateSpec
 from training.datasets import ImageSet
 from training.errors import DataError
 from training.run_folder import write_json
@@ -52,14 +53,15 @@ def choose_rank(spec: CalibrateSpec, held_out_images: int) -> int:
 
 
 def as_sent(images: NDArray[np.uint8], jpeg: JpegShare | None, seed: int) -> NDArray[np.uint8]:
-    """Return uint8 (N, H, W, 3) as they arrive when a share of them is sent as JPEG; which, and its quality, is drawn.
+    """Return uint8 (N, H, W, 3) as they arrive where a share of the traffic is JPEG.
 
-    Each image is sent once, so that the scores stay independent, as the thresholds' guarantees need.
+    Each image is sent once and draws its own form and quality, so that it is a draw from that traffic, independent of
+    the others: what the thresholds' guarantees need.
     """
     if jpeg is None:
         return images
     random = np.random.default_rng(seed)
-    chosen = random.permutation(len(images))[: round(jpeg.share * len(images))]
+    chosen = np.flatnonzero(random.random(len(images)) < jpeg.share)
     qualities = random.integers(jpeg.quality_min, jpeg.quality_max, len(chosen), endpoint=True)
     sent = images.copy()
     for index, quality in zip(chosen, qualities.tolist(), strict=True):
@@ -71,13 +73,13 @@ def calibrate(
     spec: CalibrateSpec,
     scorer: Scorer,
     held_out: ImageSet,
+    seed: int,
     folder: Path,
     further: Sequence[OnePassScore] = (),
-    seed: int = 0,
 ) -> Calibrated:
     """Score the held-out images and set every score's threshold; write `calibration.json` for the reader.
 
-    further: the bundle's scores beside negative energy, fitted. seed: draws which images are sent as JPEG.
+    seed: draws which images are sent as JPEG. further: the bundle's scores beside negative energy, fitted.
 
     Raises:
         DataError: too few images for the method and alpha asked for, or a score of theirs is not finite.

@@ -4,7 +4,7 @@ import re
 import tomllib
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -14,7 +14,9 @@ from model_store.frozen import Fraction, Frozen, OpenFraction
 from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
 from model_store.networks import build_network
 from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
+from training.augment_spec import AugmentSpec, JpegShare
 from training.errors import RecipeError
+from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec
 from training.synthetic_outliers import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -53,127 +55,6 @@ class DataSpec(Frozen):
         ood = {f"ood {name}": source for name, source in (self.far_ood | self.near_ood).items()}
         outliers = {} if self.outliers_are_synthetic else {"outliers": self.outliers}
         return {"train": self.train} | outliers | {"test": self.test} | ood
-
-
-class JpegShare(Frozen):
-    """A share of the images is JPEG, each of a quality of its own, uniform between the two."""
-
-    share: Fraction
-    quality_min: int = Field(ge=1, le=100)
-    quality_max: int = Field(ge=1, le=100)
-
-    @model_validator(mode="after")
-    def _quality_is_a_range(self) -> "JpegShare":
-        if self.quality_min > self.quality_max:
-            raise ValueError(f"quality_min is {self.quality_min}, above quality_max {self.quality_max}")
-        return self
-
-
-class ResizeAugment(Frozen):
-    """Scale a share of every batch down and back up, each image by a factor and a kernel of its own."""
-
-    share: Fraction
-    scale_min: float = Field(gt=0, le=1)
-    scale_max: float = Field(gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _scale_is_a_range(self) -> "ResizeAugment":
-        if self.scale_min > self.scale_max:
-            raise ValueError(f"scale_min is {self.scale_min}, above scale_max {self.scale_max}")
-        return self
-
-
-class AugmentSpec(Frozen):
-    """Random changes of each training image, the same for in-distribution and outliers."""
-
-    flip: bool = True
-    crop_padding: int = Field(default=4, ge=0)
-    noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
-    """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
-    jpeg: JpegShare | None = None
-    resize: ResizeAugment | None = None
-    """Before all else: what was resized was so before it was cropped, noisy and stored."""
-
-
-class CrossEntropySpec(Frozen):
-    """Plain classification."""
-
-    kind: Literal["cross_entropy"] = "cross_entropy"
-
-
-class Margins(Frozen):
-    """The energies at which the two squared hinges of an energy regulariser begin."""
-
-    margin_in: FiniteFloat
-    margin_out: FiniteFloat
-
-    @model_validator(mode="after")
-    def _are_ordered(self) -> "Margins":
-        if self.margin_in >= self.margin_out:
-            raise ValueError(
-                f"margin_in is {self.margin_in}, margin_out {self.margin_out}; in-distribution energies are the lower "
-                "ones, so margin_in must be below margin_out (the paper: -23 and -5)"
-            )
-        return self
-
-    def __str__(self) -> str:
-        return f"in{self.margin_in:.10g}_out{self.margin_out:.10g}"
-
-
-class _WithMargins(Frozen):
-    """An objective with two margins; both are absent where `finetune.selection` chooses them."""
-
-    margin_in: FiniteFloat | None = None
-    margin_out: FiniteFloat | None = None
-    weight: FiniteFloat = Field(default=0.1, ge=0)
-
-    @model_validator(mode="after")
-    def _margins_are_a_pair(self) -> Self:
-        if (self.margin_in is None) != (self.margin_out is None):
-            raise ValueError(f"margin_in is {self.margin_in}, margin_out {self.margin_out}; give both or neither")
-        if self.margin_in is not None:
-            _ = self.margins  # which raises where they are out of order
-        return self
-
-    @property
-    def margins(self) -> Margins:
-        """The margins.
-
-        Raises:
-            ValueError: there are none yet.
-        """
-        if self.margin_in is None or self.margin_out is None:
-            raise ValueError("the objective has no margins; finetune.selection is to choose them")
-        return Margins(margin_in=self.margin_in, margin_out=self.margin_out)
-
-
-class EnergyBoundedSpec(_WithMargins):
-    """Cross-entropy plus the energy-bounded regulariser, Liu et al. 2020, Eqs. 8 to 10."""
-
-    kind: Literal["energy_bounded"] = "energy_bounded"
-
-
-class BalancedEnergySpec(_WithMargins):
-    """The same with outliers weighted by pi_k^gamma of the classes k that they resemble (Choi et al. 2023).
-
-    pi_k: the share of the outliers that the network takes for class k before it is fine-tuned.
-    """
-
-    kind: Literal["balanced_energy"] = "balanced_energy"
-    gamma: FiniteFloat = Field(default=0.5, ge=0)
-
-
-class OutlierExposureSpec(Frozen):
-    """Cross-entropy plus uniform predictions on outliers (Hendrycks et al., 2019)."""
-
-    kind: Literal["outlier_exposure"] = "outlier_exposure"
-    weight: FiniteFloat = Field(default=0.5, ge=0)
-
-
-OutlierObjectiveSpec = Annotated[
-    EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec, Field(discriminator="kind")
-]
-ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec
 
 
 class MiningSpec(Frozen):

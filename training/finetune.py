@@ -8,25 +8,27 @@ from torch import nn
 
 from model_store.networks import build_network
 from training.batches import LabelledBatches, mixed_batches
-from training.config import SYNTHETIC, BalancedEnergySpec, Margins, Recipe
+from training.config import SYNTHETIC, Recipe
 from training.datasets import ImageSet
 from training.distributed import ALONE, Processes
 from training.losses import make_objective
 from training.mining import mined
+from training.objective_spec import BalancedEnergySpec, Margins
 from training.outlier_classes import outlier_pieces, remembered_classes
 from training.pretrain import pretrain_inputs
 from training.run_folder import open_stage, read_weights, require_inputs, weights_sha256
 from training.trainer import Progress, Stage, train_or_load
 
 
-def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
-    """Return all that the fine-tuned weights depend on, the classifier in the folder `pretrained` among it.
+def network_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
+    """Return all that the weights of the recipe's last stage depend on, those in the folder `pretrained` among it.
 
     outliers: None if they are made of the training images.
     """
     return {
         **pretrain_inputs(recipe, train_set),
-        "finetune": recipe.finetuning.model_dump(exclude_none=True),
+        "finetune": recipe.finetune and recipe.finetune.model_dump(exclude_none=True),
+        "average": recipe.average and recipe.average.model_dump(),
         "classifier": weights_sha256(pretrained),
         "outliers": SYNTHETIC if outliers is None else {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
@@ -52,7 +54,7 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
-    inputs = processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
+    inputs = processes.first_does(lambda: network_inputs(recipe, train_set, outliers, pretrained))
     return _from_classifier(
         recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress, processes
     )
@@ -83,7 +85,7 @@ def try_margins(
     processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
     trial = recipe.trial(margins)
     inputs = {
-        **processes.first_does(lambda: finetune_inputs(trial, train_set, outliers, pretrained)),
+        **processes.first_does(lambda: network_inputs(trial, train_set, outliers, pretrained)),
         "validation_images": len(validation),
     }
     shown = train_set.without(validation)

@@ -7,7 +7,13 @@ from torch.nn import functional as F
 
 from model_store.networks import NetworkOutput
 from model_store.scores import energy, negative_energy
-from training.config import BalancedEnergySpec, CrossEntropySpec, EnergyBoundedSpec, ObjectiveSpec, OutlierExposureSpec
+from training.objective_spec import (
+    BalancedEnergySpec,
+    CrossEntropySpec,
+    EnergyBoundedSpec,
+    ObjectiveSpec,
+    OutlierExposureSpec,
+)
 
 
 class Objective(Protocol):

@@ -12,34 +12,29 @@ from torch import nn
 
 from model_store.bundle import Bundle
 from model_store.evaluation import Evaluation
-from model_store.manifest import ImageSetRecord
 from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
-from training.average import average, average_inputs
+from training.average import average
 from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.datasets import (
-    ImageSet,
-    load_set,
-    require_classes,
     require_one_encoding,
-    split_calibration,
     split_validation,
 )
 from training.distributed import ALONE, Processes
 from training.errors import DataError, RecipeError, ResumeError
-from training.evaluate import Say, TestSets, evaluate, score_sets
-from training.finetune import finetune, finetune_inputs
+from training.evaluate import Say, evaluate, score_sets
+from training.finetune import finetune, network_inputs
 from training.fit_scores import fit_scores, require_fittable
-from training.overlap import Overlap, overlaps, records
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.run_folder import INPUTS, is_done, read_weights, require_inputs, weights_sha256, write_json
+from training.run_sets import RunSets
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
 from training.start import start, untuned_figures
@@ -54,8 +49,6 @@ START, PRETRAIN, SELECT, FINETUNE, AVERAGE, CALIBRATE, EVALUATE = (
     "calibrate",
     "evaluate",
 )
-SYNTHETIC_OUTLIERS = "synthetic outliers"
-"""The role of the training images that outliers are made of."""
 
 
 @dataclass(frozen=True)
@@ -124,27 +117,27 @@ class Run:
             RecipeError: the bundle would be larger than the recipe allows.
         """
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
-            self.processes.require_last_share(len(self._train_set), spec.batch_size)
-        _ = self._outliers
+            self.processes.require_last_share(len(self.sets.train), spec.batch_size)
+        _ = self.sets.outliers
         self.processes.first_does(self._check_roles)
 
     def _check_roles(self) -> None:
-        require_one_encoding(list(self._sets_by_role().values()))
+        require_one_encoding(list(self.sets.by_role().values()))
         if self._selects_margins:
-            split_validation(self._train_set, self.recipe.selection.validation_images, self.recipe.seed)
+            split_validation(self.sets.train, self.recipe.selection.validation_images, self.recipe.seed)
         with torch.device("meta"):
             width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
-            require_fittable(spec, len(self._train_set), width)
+            require_fittable(spec, len(self.sets.train), width)
         if held_out := self.recipe.data.calibration_images:
-            require_small_enough(self.recipe, len(self._train_set), held_out)
-        for overlap in self._overlaps.values():
+            require_small_enough(self.recipe, len(self.sets.train), held_out)
+        for overlap in self.sets.overlaps.values():
             self.say(f"warning: {overlap}")
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a published network; or take that as it is."""
         recipe, folder = self.recipe, self.folder / PRETRAIN
-        train_set, processes = self._train_set, self.processes
+        train_set, processes = self.sets.train, self.processes
         if recipe.start is None:
             return pretrain(recipe, train_set, folder, self.device, self.progress, processes)
         network = processes.first_does(
@@ -163,8 +156,8 @@ class Run:
         _ = self.recipe.selection  # which raises before any set is read
         return select_margins(
             self.recipe,
-            self._train_set,
-            self._outliers,
+            self.sets.train,
+            self.sets.outliers,
             self.folder / PRETRAIN,
             self.folder / SELECT,
             self.device,
@@ -177,8 +170,8 @@ class Run:
         """Drive the energies of in-distribution images and of outliers apart."""
         return finetune(
             self._with_margins,
-            self._train_set,
-            self._outliers,
+            self.sets.train,
+            self.sets.outliers,
             self.folder / PRETRAIN,
             self.folder / FINETUNE,
             self.device,
@@ -193,7 +186,7 @@ class Run:
             RecipeError: the recipe fine-tunes instead.
         """
         folders = self.folder / PRETRAIN, self.folder / AVERAGE
-        return average(self.recipe, self._train_set, self._outliers, *folders, self.device)
+        return average(self.recipe, self.sets.train, self.sets.outliers, *folders, self.device)
 
     def calibrate(self) -> Calibrated:
         """Fit the recipe's scores to the network and set every threshold on the held-out images.
@@ -208,16 +201,16 @@ class Run:
             )
         self.say("calibrating")
         scorer, head = self._scorer(self._last), Head.of(self._network(self._last))
-        further = fit_scores(self.recipe.scores, scorer, self._train_set, head)
+        further = fit_scores(self.recipe.scores, scorer, self.sets.train, head)
         folder = self.folder / CALIBRATE
-        return calibrate(self.recipe.calibrate, scorer, self._split[1], folder, further, self.recipe.seed)
+        return calibrate(self.recipe.calibrate, scorer, self.sets.held_out, self.recipe.seed, folder, further)
 
     def evaluate(self) -> Evaluation:
         """Measure the network beside the classifier it came from; write figures, tables and plot.
 
         A network taken from a bundle is no such classifier; the figures of that one are in the bundle's manifest.
         """
-        sets = self.test_sets
+        sets = self.sets.tests
         untuned = None if self.recipe.start else score_sets(self._scorer(PRETRAIN), sets, self.say)
         fine_tuned = score_sets(self._scorer(self._last), sets, self.say)
         result = evaluate(
@@ -230,12 +223,12 @@ class Run:
             say=self.say,
         )
         if self.recipe.start:
-            figures = untuned_figures(self.recipe, self._start_folder, self._fingerprints())
+            figures = untuned_figures(self.recipe, self._start_folder, self.sets.fingerprints())
             result = result.model_copy(update={"untuned": figures})
         folder = self.folder / EVALUATE
         (folder / INPUTS).unlink(missing_ok=True)
         report.write(folder, result, self.recipe.calibrate.verdict, fine_tuned, untuned)
-        write_json(folder / "sets.json", [record.model_dump() for record in self._set_records])
+        write_json(folder / "sets.json", [record.model_dump() for record in self.sets.records])
         write_json(folder / INPUTS, self._evaluate_inputs())
         return result
 
@@ -254,9 +247,9 @@ class Run:
             self._network(self._last),
             self._predictor,
             self._calibrated,
-            self._split[1],
+            self.sets.held_out,
             evaluation,
-            provenance(self._with_margins, self._set_records, self.device, self._stage_seconds(), created),
+            provenance(self._with_margins, self.sets.records, self.device, self._stage_seconds(), created),
         )
         return publish(store, draft)
 
@@ -270,6 +263,11 @@ class Run:
                 return f"{name} is kept up to epoch {len(state['history'])} of {spec.epochs}, in {self.folder}; {again}"
         return "no epoch was finished"
 
+    @cached_property
+    def sets(self) -> RunSets:
+        """The recipe's image sets."""
+        return RunSets(self.recipe, self.data_dir, self.say, self.processes)
+
     @property
     def _last(self) -> str:
         """The stage that ends in the network of the bundle."""
@@ -279,41 +277,6 @@ class Run:
     def _start_folder(self) -> Path:
         """Where the network of the bundle is kept: the classifier's own folder, unless that is trained from it."""
         return self.folder / (START if self.recipe.pretrain else PRETRAIN)
-
-    @cached_property
-    def _split(self) -> tuple[ImageSet, ImageSet]:
-        train = self._load_in_each(self.recipe.data.train)
-        require_classes(train, self.recipe.network.num_classes)
-        return split_calibration(train, self.recipe.data.calibration_images, self.recipe.seed)
-
-    @property
-    def _train_set(self) -> ImageSet:
-        return self._split[0]
-
-    @cached_property
-    def test_sets(self) -> TestSets:
-        """The recipe's test images and OOD sets.
-
-        Raises:
-            DataError: a set is missing, or the test images are not of the network's classes.
-        """
-        data = self.recipe.data
-        test = self._load(data.test)
-        require_classes(test, self.recipe.network.num_classes)
-        return TestSets(
-            test=test,
-            far_ood={name: self._load(source) for name, source in data.far_ood.items()},
-            near_ood={name: self._load(source) for name, source in data.near_ood.items()},
-        )
-
-    @cached_property
-    def _outliers(self) -> ImageSet | None:
-        """The outliers, or None if they are made of the training images."""
-        if self.recipe.data.outliers_are_synthetic:
-            return None
-        outliers = self._load_in_each(self.recipe.data.outliers)
-        require_one_encoding([self._train_set, outliers])
-        return outliers
 
     @property
     def _selects_margins(self) -> bool:
@@ -326,7 +289,7 @@ class Run:
         if not self._selects_margins:
             return self.recipe
         folders = self.folder / PRETRAIN, self.folder / SELECT
-        return self.recipe.with_chosen(chosen_margins(self.recipe, self._train_set, self._outliers, *folders))
+        return self.recipe.with_chosen(chosen_margins(self.recipe, self.sets.train, self.sets.outliers, *folders))
 
     @cached_property
     def _calibrated(self) -> Calibrated:
@@ -335,20 +298,6 @@ class Run:
     @property
     def _predictor(self) -> Predictor:
         return self._calibrated.predictor(self._scorer(self._last))
-
-    def _load(self, source: str) -> ImageSet:
-        self.say(f"reading {source}")
-        preprocess = self.recipe.preprocess
-        image_set = load_set(source, self.data_dir, preprocess, self.recipe.data.reencode_jpeg_quality)
-        if image_set.fitted:
-            size = f"{preprocess.height}x{preprocess.width}"
-            self.say(f"{source}: {image_set.fitted:,} of {len(image_set):,} images had another size, fitted to {size}")
-        return image_set
-
-    def _load_in_each(self, source: str) -> ImageSet:
-        image_set = self.processes.each_does(lambda: self._load(source))
-        self.processes.require_same(f"the fingerprint of {source}", image_set.fingerprint)
-        return image_set
 
     def _is_evaluated(self) -> bool:
         try:
@@ -364,16 +313,14 @@ class Run:
             "calibrate": self.recipe.calibrate.model_dump(),
             "scores": {spec.kind: spec.model_dump(exclude={"kind"}) for spec in self.recipe.scores},
             "evaluate": self.recipe.evaluate.model_dump(),
-            "sets": self._fingerprints(),
-            "far_ood": list(self.test_sets.far_ood),
+            "sets": self.sets.fingerprints(),
+            "far_ood": list(self.sets.tests.far_ood),
         }
 
     def _inputs(self, stage: str) -> dict[str, Any]:
         if stage == PRETRAIN:
-            return pretrain_inputs(self.recipe, self._train_set)
-        if stage == AVERAGE:
-            return average_inputs(self.recipe, self._train_set, self._outliers, self.folder / PRETRAIN)
-        return finetune_inputs(self._with_margins, self._train_set, self._outliers, self.folder / PRETRAIN)
+            return pretrain_inputs(self.recipe, self.sets.train)
+        return network_inputs(self._with_margins, self.sets.train, self.sets.outliers, self.folder / PRETRAIN)
 
     def _network(self, stage: str) -> nn.Module:
         network = build_network(self.recipe.network)
@@ -384,28 +331,6 @@ class Run:
     def _scorer(self, stage: str) -> Scorer:
         runtime = TorchRuntime(self._network(stage), self.recipe.preprocess, device=self.device)
         return Scorer(runtime, self.recipe.preprocess, self.recipe.calibrate.temperature)
-
-    def _sets_by_role(self) -> dict[str, ImageSet]:
-        train, held_out = self._split
-        sets = self.test_sets
-        if sets.test.classes != train.classes:
-            raise DataError(f"{sets.test.name} has classes {sets.test.classes}; {train.name} has {train.classes}")
-        ood = {f"ood {name}": image_set for name, image_set in sets.ood.items()}
-        # Synthetic outliers are recorded by what they are made of.
-        outliers = {SYNTHETIC_OUTLIERS: train} if self._outliers is None else {"outliers": self._outliers}
-        return {"train": train, "calibration": held_out} | outliers | {"test": sets.test} | ood
-
-    @cached_property
-    def _overlaps(self) -> dict[str, Overlap]:
-        # Synthetic outliers are made of training images, so that they share them says nothing.
-        return overlaps({role: held for role, held in self._sets_by_role().items() if role != SYNTHETIC_OUTLIERS})
-
-    @property
-    def _set_records(self) -> tuple[ImageSetRecord, ...]:
-        return records(self._sets_by_role(), self._overlaps)
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {role: image_set.fingerprint for role, image_set in self._sets_by_role().items()}
 
     def _stage_seconds(self) -> dict[str, float]:
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
@@ -427,7 +352,7 @@ def evaluate_bundle(bundle: Bundle, run: Run) -> Evaluation:
         DataError: the test images are not of the bundle's classes.
     """
     recipe = run.recipe.model_copy(update={"preprocess": bundle.manifest.preprocess})
-    predictor, sets = bundle.predictor, replace(run, recipe=recipe).test_sets
+    predictor, sets = bundle.predictor, replace(run, recipe=recipe).sets.tests
     if sets.test.classes != bundle.manifest.classes:
         raise DataError(f"{sets.test.name} has classes {sets.test.classes}; the bundle has {bundle.manifest.classes}")
     scores = score_sets(predictor.scorer, sets, run.say)

@@ -8,11 +8,12 @@ from torch import nn
 
 from model_store.networks import build_network
 from training.batches import LabelledBatches
-from training.config import CrossEntropySpec, Recipe
+from training.config import Recipe
 from training.datasets import ImageSet
 from training.distributed import ALONE, Processes
 from training.errors import RecipeError
 from training.losses import make_objective
+from training.objective_spec import CrossEntropySpec
 from training.trainer import Progress, Stage, train_or_load
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def model_card(bundle: Bundle) -> str:
         classes=", ".join(manifest.classes),
         method=calibration.method,
         alpha=calibration.alpha,
-        promise=_promise(calibration),
+        promise=_sent(origin.recipe) + _promise(calibration),
         notes=_notes(manifest.name),
         n=f"{calibration.n:,}",
         k=calibration.k,
@@ -208,6 +208,17 @@ def plot_histograms(
             axis.set(title=f"{label}, {name}", xlabel=label, ylabel="density")
             axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def _sent(recipe: dict[str, Any]) -> str:
+    """Return a sentence on the calibration images that were sent as JPEG, or nothing if none were."""
+    jpeg = recipe.get("calibrate", {}).get("jpeg")
+    if jpeg is None:
+        return ""
+    return (
+        f"Each was sent as JPEG with probability {jpeg['share']:g}, of a quality drawn from {jpeg['quality_min']} to "
+        f"{jpeg['quality_max']}, so what follows is of such a mixture. "
+    )
 
 
 def _promise(calibration: Calibration) -> str:

@@ -3,19 +3,18 @@
 Whatever is sent, a failure is a ServiceError.
 """
 
-import binascii
 import math
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 
-from service.bodies import check_count
+from service.bodies import BASE64, check_count, from_base64
 from service.errors import InvalidTensorError, MalformedJsonError
 from service.open_inference.model import INPUT, OUTPUTS, InputTensor, OutputName
 
@@ -26,6 +25,7 @@ _FURTHER_MARKS = 1000
 _MAX_SIDES = 8
 _FIELDS = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")
 _LENGTH = struct.Struct("<I")
+Name = TypeVar("Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -139,16 +139,17 @@ def _id(message: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _named(message: Mapping[str, Any], kind: str, known: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _named(message: Mapping[str, Any], kind: str, known: Collection[Name]) -> Iterator[tuple[Name, Any]]:
     """Give the entries of `inputs` or `outputs` with their names, each of which is known and comes once."""
     found = message.get(kind, [])
     if not isinstance(found, list):
         raise InvalidTensorError(f"{kind} is {_kind(found)}; it must be a list")
     seen: set[str] = set()
     for entry in found:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name not in known:
-            shown = _quote(name) if isinstance(name, str) else _kind(name)
+        sent = entry.get("name") if isinstance(entry, dict) else None
+        name = next((each for each in known if each == sent), None)
+        if name is None:
+            shown = _quote(sent) if isinstance(sent, str) else _kind(sent)
             raise InvalidTensorError(f"{kind} has one whose name is {shown}; there are {', '.join(known)}")
         if name in seen:
             raise InvalidTensorError(f"{kind} has {name} twice")
@@ -198,12 +199,8 @@ def _outputs(message: Mapping[str, Any], binary: bool) -> tuple[WantedOutput, ..
         if "classification" in parameters:
             raise InvalidTensorError(f"{name} has the parameter classification; that extension is not offered")
         chosen = _flag(parameters, "binary_data", name)
-        wanted.append(WantedOutput(_output_name(name), binary if chosen is None else chosen))
+        wanted.append(WantedOutput(name, binary if chosen is None else chosen))
     return tuple(wanted) or tuple(WantedOutput(name, binary) for name in OUTPUTS)
-
-
-def _output_name(name: str) -> OutputName:
-    return next(known for known in get_args(OutputName) if known == name)
 
 
 def _content(found: _Tensor, body: bytes, at: int, tensor: InputTensor) -> NDArray[np.uint8] | list[bytes]:
@@ -254,10 +251,9 @@ def _from_base64(text: object, index: int) -> bytes:
     if not isinstance(text, str):
         raise InvalidTensorError(f"element {index} of {INPUT} is {_kind(text)}; it must be a text in base64")
     try:
-        return binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+        return from_base64(text)
     except ValueError as err:
-        reason = "it has characters outside ASCII" if isinstance(err, UnicodeEncodeError) else str(err)
-        raise InvalidTensorError(f"element {index} of {INPUT} is not base64 (RFC 4648, padded): {reason}") from None
+        raise InvalidTensorError(f"element {index} of {INPUT} is not base64 ({BASE64}): {err}") from None
 
 
 def _pixels(data: list[Any], shape: tuple[int, ...]) -> bytes:

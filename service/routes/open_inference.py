@@ -1,12 +1,12 @@
 """The Open Inference Protocol v2 under /v2, for clients of KServe and Triton."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,6 +45,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 router = APIRouter(tags=["Open Inference Protocol v2"])
 
 Model = Annotated[str, Path(description=f"`NAME` takes pixels, `NAME{BYTES_SUFFIX}` encoded image files.")]
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Version = Annotated[str, Path(description="A version that is served.")]
 
 
@@ -106,75 +107,72 @@ async def ready(request: Request) -> Response:
     return _unavailable(fault) if fault else _json(ReadyReply(ready=True, live=True))
 
 
-@router.get("/v2/models/{model}", responses=_ASKED_FOR, summary="Describe a model")
-async def metadata(request: Request, model: Model) -> ModelMetadata:
+async def _newest(request: Request, model: Model) -> None:
+    request.state.served = served.find(state_of(request).models, model, None)
+
+
+async def _of_version(request: Request, model: Model, version: Version) -> None:
+    request.state.served = served.find(state_of(request).models, model, version)
+
+
+def _of_model(method: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
+    """Serve a path below a model's own, which is there without and with a version."""
+
+    def serve(endpoint: Endpoint) -> Endpoint:
+        for prefix, named in (
+            ("/v2/models/{model}", _newest),
+            ("/v2/models/{model}/versions/{version}", _of_version),
+        ):
+            router.add_api_route(prefix + path, endpoint, methods=[method], dependencies=[Depends(named)], **options)
+        return endpoint
+
+    return serve
+
+
+def _asked(request: Request) -> ServedModel:
+    """Return the model that the path names."""
+    found: ServedModel = request.state.served
+    return found
+
+
+@_of_model("GET", "", responses=_ASKED_FOR, summary="Describe a model")
+async def metadata(request: Request) -> ModelMetadata:
     """Show versions, inputs and outputs."""
-    return _metadata(request, model, None)
+    return served.metadata(state_of(request).models, _asked(request))
 
 
-@router.get("/v2/models/{model}/versions/{version}", responses=_ASKED_FOR, summary="Describe a version of a model")
-async def metadata_of_version(request: Request, model: Model, version: Version) -> ModelMetadata:
-    """Show versions, inputs and outputs."""
-    return _metadata(request, model, version)
-
-
-@router.get(
-    "/v2/models/{model}/ready", response_model=ModelReadyReply, responses=_ASKED_FOR, summary="Does a model answer?"
-)
-async def model_ready(request: Request, model: Model) -> Response:
+@_of_model("GET", "/ready", response_model=ModelReadyReply, responses=_ASKED_FOR, summary="Does a model answer?")
+async def model_ready(request: Request) -> Response:
     """Say whether a model takes requests."""
-    return _model_ready(request, model, None)
+    state, model = state_of(request), _asked(request)
+    if (health := model.engine.health) != "ready" or state.draining:
+        fault = "the server is stopping" if health == "ready" else f"the engine of {model.name} is {health}"
+        return _unavailable(fault)
+    return _json(ModelReadyReply(name=model.name, ready=True))
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}/ready",
-    response_model=ModelReadyReply,
-    responses=_ASKED_FOR,
-    summary="Does a version of a model answer?",
-)
-async def version_ready(request: Request, model: Model, version: Version) -> Response:
-    """Say whether a version of a model takes requests."""
-    return _model_ready(request, model, version)
-
-
-@router.get(
-    "/v2/models/{model}/config",
+@_of_model(
+    "GET",
+    "/config",
     response_model_exclude_none=True,
     responses=_ASKED_FOR,
     summary="Describe a model in Triton's terms",
 )
-async def config(request: Request, model: Model) -> ModelConfig:
+async def config(request: Request) -> ModelConfig:
     """Show the part of Triton's model configuration that holds here."""
-    return _config(request, model, None)
+    return served.config(_asked(request), state_of(request).settings.max_images_per_request)
 
 
-@router.get(
-    "/v2/models/{model}/versions/{version}/config",
-    response_model_exclude_none=True,
-    responses=_ASKED_FOR,
-    summary="Describe a version of a model in Triton's terms",
-)
-async def config_of_version(request: Request, model: Model, version: Version) -> ModelConfig:
-    """Show the part of Triton's model configuration that holds here."""
-    return _config(request, model, version)
+@_of_model("POST", "/infer", summary="Judge images", **INFER)
+async def infer(request: Request) -> Response:
+    """Give label, logits, negative energy and OOD flag of a tensor of images."""
+    return await _infer(request, _asked(request))
 
 
 @router.post("/v2/repository/index", responses=_errors(400, 401, 413), summary="List the models")
 async def index(request: Request) -> list[IndexEntry]:
     """List every model under both of its names; `{"ready": true}` leaves out those that are not ready."""
     return served.index(state_of(request).models, ready_only=await _wants_ready_only(request))
-
-
-@router.post("/v2/models/{model}/infer", summary="Judge images", **INFER)
-async def infer(request: Request, model: Model) -> Response:
-    """Give label, logits, negative energy and OOD flag of a tensor of images."""
-    return await _infer(request, model, None)
-
-
-@router.post("/v2/models/{model}/versions/{version}/infer", summary="Judge images by a version of a model", **INFER)
-async def infer_by_version(request: Request, model: Model, version: Version) -> Response:
-    """Give label, logits, negative energy and OOD flag of a tensor of images."""
-    return await _infer(request, model, version)
 
 
 def infer_example(image: str) -> dict[str, Any]:
@@ -203,9 +201,8 @@ class _Asked(Question):
     request: ParsedRequest
 
 
-async def _infer(request: Request, name: str, version: str | None) -> Response:
-    state = state_of(request)
-    model, json_bytes = served.find(state.models, name, version), _json_bytes(request)
+async def _infer(request: Request, model: ServedModel) -> Response:
+    state, json_bytes = state_of(request), _json_bytes(request)
 
     async def read(body: bytes, lease: Lease) -> _Asked:
         parsed = await _parsed(state, model, await _inflated(request, body, lease), json_bytes)
@@ -260,24 +257,6 @@ async def _wants_ready_only(request: Request) -> bool:
     if not isinstance(asked, dict) or asked.keys() - {"ready"} or not isinstance(asked.get("ready", False), bool):
         raise InvalidTensorError('the request must be {"ready": true}, {"ready": false} or {}')
     return bool(asked.get("ready", False))
-
-
-def _metadata(request: Request, name: str, version: str | None) -> ModelMetadata:
-    models = state_of(request).models
-    return served.metadata(models, served.find(models, name, version))
-
-
-def _model_ready(request: Request, name: str, version: str | None) -> Response:
-    state = state_of(request)
-    model = served.find(state.models, name, version)
-    if (health := model.engine.health) != "ready" or state.draining:
-        return _unavailable("the server is stopping" if health == "ready" else f"the engine of {name} is {health}")
-    return _json(ModelReadyReply(name=model.name, ready=True))
-
-
-def _config(request: Request, name: str, version: str | None) -> ModelConfig:
-    state = state_of(request)
-    return served.config(served.find(state.models, name, version), state.settings.max_images_per_request)
 
 
 def _json(body: BaseModel) -> Response:

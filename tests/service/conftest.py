@@ -78,7 +78,7 @@ def scored_bundles(tmp_path_factory: pytest.TempPathFactory, image_sets: Path) -
         chosen = {"name": name, "scores": scores, "calibrate": {"alpha": 0.2, "verdict": verdict}}
         recipe = Recipe.model_validate(origin.recipe | chosen)
         further = fit_scores(recipe.scores, scorer, train, Head.of(network))
-        calibrated = calibrate(recipe.calibrate, scorer, held_out, store.root / "calibrate", further)
+        calibrated = calibrate(recipe.calibrate, scorer, held_out, recipe.seed, store.root / "calibrate", further)
         predictor = calibrated.predictor(scorer)
         store.publish(draft_bundle(recipe, network, predictor, calibrated, held_out, None, origin))
     return store.root

@@ -190,6 +190,7 @@ def test_triton_infers_from_files(sync: Any, files: list[bytes], bundle: Bundle,
     tensor = triton_input(encoded(files) if binary else in_base64(files), binary)
     parameters = None if binary else {"content_type": "base64"}
     result = sync.infer("cifar10-bytes", [tensor], model_version=str(VERSION), parameters=parameters)
+    assert result.get_response()["model_name"] == "cifar10-bytes"
     check(result.as_numpy, result.get_response()["parameters"], bundle)
 
 

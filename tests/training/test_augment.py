@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from training.augment import _flip_and_crop, _jpeg_share, augment, jpeg
+from training.augment_spec import AugmentSpec, JpegShare
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, JpegShare
 from training.datasets import ImageSet
 
 NOTHING = AugmentSpec(flip=False, crop_padding=0)

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from model_store.networks import build_network
-from training.config import RECIPES, AugmentSpec, EnergyBoundedSpec, Recipe, read_recipe
+from training.augment_spec import AugmentSpec
+from training.config import RECIPES, Recipe, read_recipe
 from training.errors import RecipeError
+from training.objective_spec import EnergyBoundedSpec
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 

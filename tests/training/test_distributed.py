@@ -17,8 +17,9 @@ from two_processes import CPU, energy_stage, frozen_network
 
 from model_store.manifest import PreprocessSpec
 from model_store.networks import build_network
+from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches
-from training.config import RECIPES, AugmentSpec, Recipe
+from training.config import RECIPES, Recipe
 from training.datasets import ImageSet
 from training.distributed import Processes, with_shared_batch_norm
 from training.errors import DataError, RecipeError

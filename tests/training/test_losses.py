@@ -6,8 +6,8 @@ from pytorch_ood.loss import EnergyRegularizedLoss, OutlierExposureLoss
 from torch.nn import functional as F
 
 from model_store.networks import NetworkOutput
-from training.config import BalancedEnergySpec, CrossEntropySpec, EnergyBoundedSpec, OutlierExposureSpec
 from training.losses import balanced_energy, class_weights, energy_bounded, make_objective, outlier_exposure
+from training.objective_spec import BalancedEnergySpec, CrossEntropySpec, EnergyBoundedSpec, OutlierExposureSpec
 
 PAPER = EnergyBoundedSpec(margin_in=-23.0, margin_out=-5.0, weight=0.1)
 

@@ -6,9 +6,9 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 from model_store.networks import NetworkOutput
-from training.config import BalancedEnergySpec, EnergyBoundedSpec, OutlierExposureSpec
 from training.losses import make_objective
 from training.mining import hardest_of_clusters, kmeans, mined
+from training.objective_spec import BalancedEnergySpec, EnergyBoundedSpec, OutlierExposureSpec
 
 
 def _outliers(features: list[list[float]], negative_energies: list[float]) -> NetworkOutput:

@@ -104,7 +104,7 @@ def test_run_warns_of_shared_and_counts_fitted_images_before_it_trains(
     assert f"ood far: 2 of 3 images of far are training images, pixel for pixel; {tmp_path / 'far/0.bmp'} is" in warning
     assert f"{tmp_path / 'cifar10/train'}/airplane/" in warning
     assert warning.endswith("(airplane)")
-    recorded = {record.role: record for record in run._set_records}
+    recorded = {record.role: record for record in run.sets.records}
     assert (recorded["ood far"].in_training, recorded["ood far"].fitted) == (2, 1)
 
 

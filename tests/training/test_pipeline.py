@@ -25,10 +25,11 @@ from model_store.score_specs import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 from training import encode, report
+from training.augment_spec import JpegShare
 from training.bundle_size import recipe_parts
 from training.calibrate import calibrate
 from training.cli import show_data
-from training.config import RECIPES, JpegShare, PublishSpec, Recipe
+from training.config import RECIPES, PublishSpec, Recipe
 from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
@@ -85,7 +86,7 @@ def test_evaluation_leaves_the_manifests_account_of_the_sets(run: Run, folder: P
 
 
 def test_finetuning_moved_the_energies_apart(run: Run, folder: Path) -> None:
-    sets = run.test_sets
+    sets = run.sets.tests
     outliers = load_set("outliers/train", run.data_dir, run.recipe.preprocess, None)
 
     def gap(stage: str) -> float:
@@ -99,7 +100,7 @@ def test_finetuning_moved_the_energies_apart(run: Run, folder: Path) -> None:
 
 def test_threshold_is_the_conformal_one_of_the_held_out_images(run: Run, folder: Path) -> None:
     bundle = load_bundle(folder)
-    held_out = run._split[1]
+    held_out = run.sets.held_out
     scores = np.sort(bundle.predictor.scorer.score(held_out.images).negative_energy)
     np.testing.assert_allclose(bundle.predictor.calibration_scores, scores, atol=1e-5)
     calibration = bundle.manifest.calibrations["negative_energy"]
@@ -110,7 +111,7 @@ def test_threshold_is_the_conformal_one_of_the_held_out_images(run: Run, folder:
 def test_every_score_is_fitted_on_the_training_images_as_they_are(run: Run, folder: Path) -> None:
     """By the definitions, from features of the un-augmented training images: one score of each family."""
     bundle = load_bundle(folder)
-    train, held_out = run._split
+    train, held_out = run.sets.train, run.sets.held_out
     scorer, head = bundle.predictor.scorer, Head.of(run._network("finetune"))
     seen, new = scorer.score(train.images), scorer.score(held_out.images)
     found = bundle.predictor.predict_by_all(held_out.images)
@@ -132,7 +133,7 @@ def test_every_score_is_fitted_on_the_training_images_as_they_are(run: Run, fold
 
 
 def test_every_score_has_the_conformal_threshold_of_the_held_out_images(run: Run, folder: Path) -> None:
-    bundle, held_out = load_bundle(folder), run._split[1]
+    bundle, held_out = load_bundle(folder), run.sets.held_out
     calibrations = bundle.manifest.calibrations
     for name, found in bundle.predictor.predict_by_all(held_out.images).items():
         assert (calibrations[name].n, calibrations[name].k) == (50, 2)
@@ -154,12 +155,12 @@ def test_bundle_with_another_verdict_is_calibrated_evaluated_and_published_by_it
     bundle, usual = load_bundle(published), load_bundle(folder)
     assert bundle.manifest.verdict == "vim"
     assert bundle.manifest.calibrations == usual.manifest.calibrations
-    found = usual.predictor.predict_by_all(run.test_sets.test.images)
-    np.testing.assert_array_equal(bundle.predictor.predict(run.test_sets.test.images).is_ood, found["vim"].is_ood)
+    found = usual.predictor.predict_by_all(run.sets.tests.test.images)
+    np.testing.assert_array_equal(bundle.predictor.predict(run.sets.tests.test.images).is_ood, found["vim"].is_ood)
     evaluation = bundle.manifest.evaluation
     assert evaluation is not None
     assert evaluation.served["as they are"].false_flags == pytest.approx(found["vim"].is_ood.sum())
-    svhn = usual.predictor.predict_by_all(run.test_sets.far_ood["svhn"].images)["vim"]
+    svhn = usual.predictor.predict_by_all(run.sets.tests.far_ood["svhn"].images)["vim"]
     assert evaluation.fine_tuned.ood["svhn"].missed == pytest.approx(100 * (~svhn.is_ood).mean(), abs=1e-3)
     card = report.model_card(bundle)
     assert f"flagged means vim <= {bundle.manifest.calibrations['vim'].threshold:.4f}" in card
@@ -180,7 +181,7 @@ def test_scores_that_cannot_be_fitted_are_refused_before_training(
 
 
 def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> None:
-    bundle, test = load_bundle(folder), run.test_sets.test
+    bundle, test = load_bundle(folder), run.sets.tests.test
     evaluation = bundle.manifest.evaluation
     predictions = bundle.predictor.predict(test.images)
     assert evaluation is not None
@@ -189,7 +190,7 @@ def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> No
     assert list(served) == ["as they are", *(f"JPEG quality {q}" for q in (95, 90, 75)), "300 px photograph"]
     assert served["as they are"].accuracy == pytest.approx(100 - evaluation.fine_tuned.test_error)
     assert served["as they are"].false_flags == pytest.approx(predictions.is_ood.sum())
-    svhn = bundle.predictor.predict(run.test_sets.far_ood["svhn"].images)
+    svhn = bundle.predictor.predict(run.sets.tests.far_ood["svhn"].images)
     assert evaluation.fine_tuned.ood["svhn"].missed == pytest.approx(100 * (~svhn.is_ood).mean(), abs=1e-3)
     assert set(evaluation.odd_inputs) == {"black", "white", "noise", "digits", "screenshot"}
     assert evaluation.untuned is not None
@@ -198,7 +199,7 @@ def test_evaluation_counts_what_the_predictor_says(run: Run, folder: Path) -> No
 
 def test_every_score_of_the_bundle_is_evaluated(run: Run, folder: Path) -> None:
     """By the predictor of the published files, against the figures beside it where there are any."""
-    bundle, sets = load_bundle(folder), run.test_sets
+    bundle, sets = load_bundle(folder), run.sets.tests
     evaluation = bundle.manifest.evaluation
     assert evaluation is not None
     assert list(evaluation.scores) == list(get_args(ScoreName))
@@ -301,15 +302,15 @@ def test_bundle_that_its_files_make_too_large_is_not_published(run: Run, folder:
 
 
 def test_too_few_calibration_images_are_refused(run: Run, folder: Path, tmp_path: Path) -> None:
-    held_out = run._split[1].subset(np.arange(18))
+    held_out = run.sets.held_out.subset(np.arange(18))
     with pytest.raises(DataError, match=r"19.*calibration_images"):
-        calibrate(run.recipe.calibrate, run._scorer("finetune"), held_out, tmp_path)
+        calibrate(run.recipe.calibrate, run._scorer("finetune"), held_out, 0, tmp_path)
 
 
 def test_threshold_is_of_the_images_as_they_are_sent(run: Run, folder: Path, tmp_path: Path) -> None:
     jpeg = JpegShare(share=1, quality_min=10, quality_max=10)
-    spec, scorer, held_out = run.recipe.calibrate, run._scorer("finetune"), run._split[1]
-    found = calibrate(spec.model_copy(update={"jpeg": jpeg}), scorer, held_out, tmp_path)
+    spec, scorer, held_out = run.recipe.calibrate, run._scorer("finetune"), run.sets.held_out
+    found = calibrate(spec.model_copy(update={"jpeg": jpeg}), scorer, held_out, 0, tmp_path)
     sent = [encode.jpeg(image, 10) for image in held_out.images]
     expected = scorer.score(np.stack([images.load(file, run.recipe.preprocess) for file in sent])).negative_energy
     np.testing.assert_array_equal(found.scores["negative_energy"].calibration_scores, np.sort(expected))

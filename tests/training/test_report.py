@@ -106,6 +106,12 @@ def test_document_without_markers_is_refused(document: str) -> None:
         report.replace_block(document, "new")
 
 
+def test_card_says_how_calibration_images_were_sent() -> None:
+    sent = report._sent({"calibrate": {"jpeg": {"share": 0.4, "quality_min": 60, "quality_max": 100}}})
+    assert "as JPEG with probability 0.4, of a quality drawn from 60 to 100" in sent
+    assert report._sent({"calibrate": {"jpeg": None}}) == report._sent({"calibrate": {}}) == ""
+
+
 def test_promise_is_the_methods() -> None:
     def promise(method: str, delta: float | None = None) -> str:
         return report._promise(

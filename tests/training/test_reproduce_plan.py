@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from training import selection, validation_outliers
-from training.config import Margins
 from training.errors import RecipeError
+from training.objective_spec import Margins
 from training.reproduce import choices
 from training.reproduce.benchmark import Benchmark, find, read_benchmark, require
 from training.reproduce.methods import methods, read_only, slug

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.errors import TrainingError
-from training.reproduce import figures, report
+from training.reproduce import figures, report, tables
 from training.reproduce.results import (
     InDistributionRecord,
     Intervals,
@@ -82,7 +82,7 @@ TWO_SEEDS = _results(*ONE_SEED.rows, *_rows("softmax", 1, 44, 24, 82), *_rows("e
 
 def test_table1_by_hand() -> None:
     (subject,) = report.subjects(ONE_SEED)
-    assert report.table1(subject).splitlines()[4:] == [
+    assert tables.table1(subject).splitlines()[4:] == [
         "| no | svhn | 40.00 / 30.00 | 48.49 / 35.59 | 80.00 / 85.00 | 91.89 / 90.96 | 90.00 / 92.50 | 98.27 / 97.64 |",
         "| no | celeba | 20.00 / 10.00 | none / none | 90.00 / 95.00 | none / none | 95.00 / 97.50 | none / none |",
         "| no | **average** | 30.00 / 20.00 | 51.04 / 33.01 | 85.00 / 90.00 | 90.90 / 91.88 | 92.50 / 95.00 "
@@ -95,7 +95,7 @@ def test_table1_by_hand() -> None:
 def test_table2_is_mean_and_sd_over_seeds_of_the_mean_over_far_sets() -> None:
     """Of softmax 30 and 34: sd 2 sqrt 2. Of energy 20 and 23: sd 3 / sqrt 2. Near: 80 and 82, 60 and 64."""
     (subject,) = report.subjects(TWO_SEEDS)
-    softmax, energy = report.table2(subject).splitlines()[2:]
+    softmax, energy = tables.table2(subject).splitlines()[2:]
     assert softmax.startswith("| softmax score | 32.00 ± 2.83 | 51.04 | 84.00 ± 1.41 | 90.90 | 92.00 ± 0.71 | 97.92 |")
     assert softmax.endswith("| 6.00 ± 0.00 | 5.16 | 81.00 ± 1.41 | 59.50 ± 0.71 |")
     assert energy.startswith("| energy score | 21.50 ± 2.12 | 33.01 |")
@@ -103,14 +103,14 @@ def test_table2_is_mean_and_sd_over_seeds_of_the_mean_over_far_sets() -> None:
 
 
 def test_single_training_shows_intervals_over_images_and_several_their_spread() -> None:
-    one, two = (report.by_set(report.subjects(results)[0]) for results in (ONE_SEED, TWO_SEEDS))
+    one, two = (tables.by_set(report.subjects(results)[0]) for results in (ONE_SEED, TWO_SEEDS))
     assert "| energy score | 30.00 [29.0, 32.0] | 10.00 [9.0, 12.0] | 60.00 [59.0, 62.0] |" in one
     assert "| energy score | 30.00 ± 0.00 | 13.00 ± 4.24 | 62.00 ± 2.83 |" in two
 
 
 def test_table3_is_auroc_as_a_fraction_beside_the_papers() -> None:
     (subject,) = report.subjects(ONE_SEED)
-    table = report.table3(subject)
+    table = tables.table3(subject)
     assert "| energy score | 0.85 | 0.70 | 0.95 | 0.91 | 0.87 | 0.78 |" in table
     assert "| JEM-softmax |  |  |  | 0.89 | 0.87 | 0.79 |" in table
 
@@ -123,7 +123,7 @@ def test_report_states_the_conditions(tmp_path: Path) -> None:
 
 
 def test_mean_and_sd_by_hand() -> None:
-    assert [report.mean_and_sd(values) for values in ([], [1.0], [1.0, 3.0])] == ["", "1.00", "2.00 ± 1.41"]
+    assert [tables.mean_and_sd(values) for values in ([], [1.0], [1.0, 3.0])] == ["", "1.00", "2.00 ± 1.41"]
 
 
 def test_document_is_renewed_between_its_own_markers_alone() -> None:

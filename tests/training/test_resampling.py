@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 
 from training.augment import _flip_and_crop, _jpeg_share, _noisy, _resize_share, augment
+from training.augment_spec import AugmentSpec, JpegShare, ResizeAugment
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, JpegShare, ResizeAugment
 from training.datasets import ImageSet
 from training.resampling import KERNELS, rescale
 

@@ -96,7 +96,7 @@ def test_the_stage_of_margins_imports_no_way_to_load_or_evaluate_sets() -> None:
     names = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
     assert not {name for name in names if "load" in name.lower() or "test" in name.lower() or "evaluat" in name.lower()}
     words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not words & {"data", "test", "test_sets", "far_ood", "near_ood", "ood"}
+    assert not words & {"data", "sets", "test", "tests", "test_sets", "far_ood", "near_ood", "ood"}
 
 
 def test_validation_sets_take_no_outliers(train_set: ImageSet) -> None:
@@ -194,7 +194,7 @@ def test_figures_are_those_of_the_trial_on_the_validation_images(recipe: Recipe,
     network = build_network(recipe.network)
     network.load_state_dict(load_file(run.folder / "select" / str(pair) / "weights.safetensors"))
     logits_of = NormalisedNetwork(network, recipe.preprocess).eval()
-    held_out = split_validation(run._train_set, 20, recipe.seed)[1]
+    held_out = split_validation(run.sets.train, 20, recipe.seed)[1]
 
     def energies(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -106,12 +106,12 @@ def test_untuned_figures_are_those_of_the_bundle(run: Run, published: Path, fold
 )
 def test_untuned_figures_measured_otherwise_are_left_out(run: Run, folder: Path, changes: dict[str, Any]) -> None:
     recipe = _changed(run.recipe, **changes)
-    assert untuned_figures(recipe, run.folder / "pretrain", run._fingerprints()) is None
+    assert untuned_figures(recipe, run.folder / "pretrain", run.sets.fingerprints()) is None
 
 
 @pytest.mark.parametrize("role", ["test", "ood svhn", "ood more"])
 def test_untuned_figures_of_other_sets_are_left_out(run: Run, folder: Path, role: str) -> None:
-    sets = run._fingerprints()
+    sets = run.sets.fingerprints()
     assert untuned_figures(run.recipe, run.folder / "pretrain", sets | {role: "0" * 64}) is None
     without = {name: sha256 for name, sha256 in sets.items() if name != role}
     assert (untuned_figures(run.recipe, run.folder / "pretrain", without) is None) == (role in sets)
@@ -157,7 +157,7 @@ def test_bundle_may_be_trained_on_as_a_classifier_first(
         torch.allclose(trained[key], origin[key], atol=1e-6) for key in origin if ".bn" not in key and key[:2] != "bn"
     )
     assert _equal(_weights(tmp_path / "start"), origin)
-    assert untuned_figures(recipe, tmp_path / "start", run._fingerprints()) is not None
+    assert untuned_figures(recipe, tmp_path / "start", run.sets.fingerprints()) is not None
     both.finetune()
     assert set(both._stage_seconds()) == {"pretrain", "finetune"}
 
@@ -196,7 +196,7 @@ def test_average_has_the_mean_weights_and_statistics_of_its_own(
     recipe = _changed(averaged.recipe, augment=plain, average={"batch_size": 450, "outlier_batch_size": 300})
     whole = replace(averaged, recipe=recipe, folder=averaged.folder / "plain")
     whole.pretrain()
-    images, outliers = whole._train_set.images, whole._outliers
+    images, outliers = whole.sets.train.images, whole.sets.outliers
     assert outliers is not None
     recipe = _changed(recipe, average={"batch_size": len(images), "outlier_batch_size": len(outliers)})
     whole = replace(whole, recipe=recipe)

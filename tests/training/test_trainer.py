@@ -14,18 +14,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
 from training import outlier_classes
+from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
-from training.config import (
-    AugmentSpec,
-    BalancedEnergySpec,
-    ExecutionSpec,
-    MiningSpec,
-    OptimisationSpec,
-    Recipe,
-)
+from training.config import ExecutionSpec, MiningSpec, OptimisationSpec, Recipe
 from training.datasets import ImageSet
 from training.errors import DivergedError, ResumeError, WeightsError
 from training.finetune import finetune
+from training.objective_spec import BalancedEnergySpec
 from training.outlier_classes import outlier_pieces
 from training.pretrain import pretrain
 from training.progress import silent

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork
 from model_store.networks.wide_resnet import WideResNet
+from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import AugmentSpec, EnergyBoundedSpec, ExecutionSpec, OptimisationSpec, Recipe, read_recipe
+from training.config import ExecutionSpec, OptimisationSpec, Recipe, read_recipe
 from training.datasets import ImageSet, load_set
 from training.distributed import Processes, joined
 from training.errors import DataError
 from training.finetune import finetune
 from training.losses import make_objective
+from training.objective_spec import EnergyBoundedSpec
 from training.pretrain import pretrain
 from training.progress import silent
 from training.trainer import Figures, Stage, train

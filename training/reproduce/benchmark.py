@@ -7,9 +7,10 @@ from pydantic import Field, model_validator
 
 from model_store.frozen import Frozen
 from model_store.manifest import PreprocessSpec
-from training.config import AugmentSpec, Margins
+from training.augment_spec import AugmentSpec
 from training.datasets import locate
 from training.errors import DataError
+from training.objective_spec import Margins
 from training.torchvision_sets import TORCHVISION, download_command
 
 

@@ -16,8 +16,8 @@ from model_store.frozen import Frozen
 from model_store.networks import NetworkOutput
 from model_store.score_specs import ScoreName
 from model_store.scores import Mahalanobis, OnePassScore, negative_energy
-from training.config import Margins
 from training.datasets import ImageSet
+from training.objective_spec import Margins
 from training.perturbed_scores import odin, perturbed_mahalanobis
 from training.reproduce.methods import margin_method
 from training.reproduce.networks import FinetunePlan, Lab, TrainedNetwork

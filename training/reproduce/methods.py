@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from model_store.score_specs import NegativeEnergySpec, ScoreName
-from training.config import Margins
 from training.errors import RecipeError
+from training.objective_spec import Margins
 from training.reproduce.benchmark import Benchmark
 from training.reproduce.size import Size
 

@@ -18,7 +18,8 @@ from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.score_specs import ScoreName, ScoreSpec
 from model_store.scores import Head, OnePassScore
-from training.config import SYNTHETIC, AugmentSpec, DataSpec, FinetuneSpec, Recipe
+from training.augment_spec import AugmentSpec
+from training.config import SYNTHETIC, DataSpec, FinetuneSpec, Recipe
 from training.datasets import ImageSet
 from training.evaluate import Say
 from training.finetune import finetune

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 import model_store
 from model_store.networks import NetworkOutput
 from model_store.score_specs import NegativeEnergySpec, ScoreSpec
-from training.config import Margins
 from training.datasets import (
     ImageSet,
     load_set,
@@ -23,6 +22,7 @@ from training.datasets import (
     split_calibration,
 )
 from training.evaluate import Say, TestSets
+from training.objective_spec import Margins
 from training.overlap import digests
 from training.perturbed_scores import odin, perturbed_mahalanobis
 from training.publish import commit, hardware
