@@ -9,7 +9,6 @@ from model_store.networks import NormalisedNetwork, build_network
 from training.batches import LabelledBatches, mixed_batches
 from training.config import Recipe
 from training.datasets import ImageSet
-from training.errors import RecipeError
 from training.finetune import network_inputs
 from training.pretrain import pretrain_inputs
 from training.run_folder import is_done, open_stage, read_weights, require_inputs, write_weights
@@ -29,8 +28,7 @@ def average(
         RecipeError: the recipe fine-tunes instead.
         ResumeError: the mean is not there, or `folder` holds another recipe's network.
     """
-    if recipe.average is None:
-        raise RecipeError(f"recipe {recipe.name} has no [average]: it fine-tunes")
+    spec = recipe.averaging
     require_inputs(mean, pretrain_inputs(recipe, train_set))
     open_stage(folder, network_inputs(recipe, train_set, outliers, mean))
     network = build_network(recipe.network)
@@ -38,8 +36,8 @@ def average(
         read_weights(folder, network)
         return network
     read_weights(mean, network)
-    labelled = LabelledBatches(train_set, recipe.average.batch_size, recipe.augment, device)
-    batches = mixed_batches(labelled, outliers, recipe.average.outlier_batch_size, recipe.seed)
+    labelled = LabelledBatches(train_set, spec.batch_size, recipe.augment, device)
+    batches = mixed_batches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
     whole = NormalisedNetwork(network, recipe.preprocess).to(device)
     measure_batch_norm(whole, batches, Generator(device).manual_seed(recipe.seed))
     write_weights(folder, network)

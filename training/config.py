@@ -302,6 +302,17 @@ class Recipe(Frozen):
             raise RecipeError(f"recipe {self.name} has no [finetune]: it takes the mean of {', '.join(self.starts)}")
         return self.finetune
 
+    @property
+    def averaging(self) -> AverageSpec:
+        """How the mean of the start bundles is made a network.
+
+        Raises:
+            RecipeError: there is none; the recipe fine-tunes.
+        """
+        if self.average is None:
+            raise RecipeError(f"recipe {self.name} has no [average]: it fine-tunes")
+        return self.average
+
     def with_chosen(self, margins: Margins) -> "Recipe":
         """Return the recipe with what its selection chose written beside it, as it is published."""
         selection = self.selection.model_copy(update={"chosen": margins})

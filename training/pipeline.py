@@ -167,7 +167,12 @@ class Run:
         )
 
     def finetune(self) -> nn.Module:
-        """Drive the energies of in-distribution images and of outliers apart."""
+        """Drive the energies of in-distribution images and of outliers apart.
+
+        Raises:
+            RecipeError: the recipe takes a mean instead.
+        """
+        _ = self.recipe.finetuning  # which raises before any set is read
         return finetune(
             self._with_margins,
             self.sets.train,
@@ -185,6 +190,7 @@ class Run:
         Raises:
             RecipeError: the recipe fine-tunes instead.
         """
+        _ = self.recipe.averaging  # which raises before any set is read
         folders = self.folder / PRETRAIN, self.folder / AVERAGE
         return average(self.recipe, self.sets.train, self.sets.outliers, *folders, self.device)
 

@@ -234,11 +234,12 @@ def test_average_is_made_once(averaged: Run, store: Store) -> None:
         replace(averaged, recipe=larger).average()
 
 
-def test_stage_that_the_recipe_does_not_have_is_refused(run: Run, averaged: Run) -> None:
+def test_stage_that_the_recipe_does_not_have_is_refused(run: Run, averaged: Run, tmp_path: Path) -> None:
+    """Before any set is read: here there are none."""
     with pytest.raises(RecipeError, match=r"recipe mean has no \[finetune\]: it takes the mean of tiny@1, tiny@2"):
-        averaged.finetune()
+        replace(averaged, data_dir=tmp_path).finetune()
     with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: it fine-tunes"):
-        run.average()
+        replace(run, data_dir=tmp_path).average()
 
 
 @pytest.mark.parametrize(
