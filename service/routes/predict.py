@@ -67,6 +67,7 @@ async def _pixels(state: State, engine: Engine, body: bytes, content_type: str) 
     if arrays.looks_like_array(body) or content_type.partition(";")[0].strip().lower() == arrays.MEDIA_TYPE:
         return list(arrays.read_array(body, spec, max_images=most))
     encoded = await state.decoder.run(lambda: encoded_images(body, content_type, max_images=most))
+    engine.require_room(len(encoded))
     return await state.decoder.decode(encoded, spec)
 
 
