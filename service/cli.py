@@ -64,12 +64,13 @@ def serve(settings: Settings) -> int:
     """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
     from service import logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
-    from service.greeting import greeting
+    from service.greeting import address, greeting
     from service.server import Server, bind
 
     logs.set_up(settings.log_level)
     listener = bind(settings.host, settings.port)
     app = create_app(settings)
-    server = Server(app, settings, greeting(app.state.service.models, listener, closed=bool(settings.api_keys)))
+    hello = greeting(app.state.service.models, address(listener), closed=bool(settings.api_keys))
+    server = Server(app, settings, hello)
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0

@@ -4,12 +4,11 @@ import shlex
 import socket
 
 import model_store
-from service.models import Models
+from service.served_models import Models
 
 
-def greeting(models: Models, listener: socket.socket, *, closed: bool) -> str:
+def greeting(models: Models, url: str, *, closed: bool) -> str:
     """Return a few lines for the person who started the server; a closed one wants a key."""
-    url = address(listener)
     lines = [f"energy-ood {model_store.__version__} on {url}"]
     for engine in models.engines:
         verdict = engine.bundle.manifest.verdict

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import BundleError
 from model_store.images import DecodeLimits
-from model_store.runtimes import RuntimeChoice
-from model_store.store import SHIPPED, BundleRef
+from model_store.refs import SHIPPED, BundleRef
+from model_store.runtime_names import RuntimeChoice
 
 PREFIX = "OOD_"
 
