@@ -62,6 +62,8 @@ def main() -> None:
 
 def serve(settings: Settings) -> int:
     """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
+    if settings.workers > 1:
+        return _serve_with_workers(settings)
     from service import logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
     from service.greeting import address, greeting
@@ -74,3 +76,13 @@ def serve(settings: Settings) -> int:
     server = Server(app, settings, hello)
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0
+
+
+def _serve_with_workers(settings: Settings) -> int:
+    from service import logs
+    from service.processes.supervisor import supervise
+    from service.server import bind
+
+    logs.set_up(settings.log_level, process="supervisor")
+    with bind(settings.host, settings.port) as listener:
+        return supervise(settings, listener)

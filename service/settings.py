@@ -47,6 +47,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="HTTP processes; 1 runs the models itself, more stand in front of one process that does.",
+    )
 
     store: Path = Field(default=SHIPPED, description="Folder of bundles, `<name>/<version>/`; ours if not given.")
     models: CommaSeparated = Field(
