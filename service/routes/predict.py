@@ -9,7 +9,7 @@ from model_store import images
 from model_store.score_specs import OFFLINE_ONLY
 from service import arrays
 from service.bodies import Lease, encoded_images
-from service.engine import Engine, Pixels, Verdict
+from service.engine_protocol import Engine, Pixels, Verdict
 from service.errors import InvalidFieldError
 from service.judging import Judged, Question, judge
 from service.routes.documentation import PREDICT_BODY, error_responses
@@ -87,12 +87,13 @@ def _asks_for_all_scores(request: Request) -> bool:
 
 
 def _reply(request: Request, engine: Engine, judged: Judged[Question]) -> Response:
-    manifest, predictor, all_scores = engine.bundle.manifest, engine.bundle.predictor, judged.question.all_scores
+    manifest, all_scores = engine.bundle.manifest, judged.question.all_scores
+    thresholds = {name: manifest.calibrations[name].threshold for name in manifest.score_names}
     reply = PredictReply(
         model=ModelName(name=manifest.name, version=manifest.version, sha256=engine.bundle.sha256),
-        threshold=float(predictor.threshold),
+        threshold=thresholds[manifest.verdict],
         verdict=manifest.verdict if all_scores or manifest.verdict != "negative_energy" else None,
-        thresholds={name: float(s.threshold) for name, s in predictor.scores.items()} if all_scores else None,
+        thresholds=thresholds if all_scores else None,
         predictions=[_prediction(verdict, manifest.classes) for verdict in judged.verdicts],
         timing_ms=Timing(**{stage: round(1000 * value, 3) for stage, value in judged.seconds.items()}),
         request_id=request.state.request_id,
