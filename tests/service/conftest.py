@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from live import BUNDLE, SERVE, Gate, Process, Running, running
+from live import BUNDLE, SERVE, VERSION, Gate, Process, Running, running
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
@@ -130,7 +130,7 @@ def serve(tmp_path: Path, cache_dir: Path) -> Callable[..., AbstractContextManag
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [*command, "--port", "0", "--max-batch-size", "4", *flags],
-                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)} | environment,
+                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir), "OOD_MODELS": f"cifar10@{VERSION}"} | environment,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
