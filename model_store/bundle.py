@@ -207,6 +207,16 @@ def load_bundle(
     return run_accepted(source, options, replayed_on)
 
 
+def read_network(bundle: Bundle) -> nn.Module:
+    """Build a bundle's network once more, apart from the one that its runtime has.
+
+    Raises:
+        BundleError: its weights are no longer what they were when it was loaded.
+    """
+    content = _verified(bundle.folder, WEIGHTS, bundle.manifest.files[WEIGHTS])
+    return _load_network(bundle.folder, bundle.manifest, content)
+
+
 def _reference(manifest: Manifest) -> RuntimeChoice:
     return "openvino" if manifest.execution.precision == "int8" else "torch-eager"
 
