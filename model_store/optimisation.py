@@ -22,6 +22,9 @@ class Optimisation(Frozen):
     source: str
     source_sha256: Sha256
     runtime: str
+    created: str
+    code_version: str
+    libraries: dict[str, str]
     hardware: str
     images: int = Field(ge=1)
     max_logit_difference: FiniteFloat = Field(ge=0)

@@ -102,6 +102,18 @@ def _openvino_model(program: torch.export.ExportedProgram) -> Any:
     return frontend.convert(frontend.load(decoder))
 
 
+def read_model(ir: OpenVinoIr) -> Any:
+    """Return a converted network as OpenVINO's own model.
+
+    Raises:
+        RuntimeUnavailableError: OpenVINO is not there, or cannot read it.
+    """
+    try:
+        return import_openvino().Core().read_model(ir.graph, ir.weights)
+    except RuntimeError as err:
+        raise RuntimeUnavailableError(f"openvino cannot read the converted network: {err}") from err
+
+
 def features_only(model: Any) -> Any:
     """Return a copy of a converted network without its last layer: features are its one output."""
     _, features = model.outputs

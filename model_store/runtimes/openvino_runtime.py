@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model_store.errors import RuntimeUnavailableError
 from model_store.networks import NetworkOutput
-from model_store.runtimes.openvino_ir import OpenVinoIr, features_only, import_openvino
+from model_store.runtimes.openvino_ir import OpenVinoIr, features_only, import_openvino, read_model
 from model_store.scores.score import Head
 
 # LATENCY puts all cores on one batch: measured on two cores with batches of 1, 8 and 64, THROUGHPUT ran at 0.6 of
@@ -31,7 +31,7 @@ class OpenVinoRuntime:
         Raises:
             RuntimeUnavailableError: OpenVINO is not there, or cannot read or compile the graph.
         """
-        self._request = _request(_read(ir), "f32", threads)
+        self._request = _request(read_model(ir), "f32", threads)
 
     def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
         """Run the forward pass over uint8 (N, H, W, 3), N >= 1, here and now."""
@@ -71,7 +71,7 @@ class LowPrecisionOpenVinoRuntime:
         """
         self.name = f"openvino-{precision}-cpu"
         self._head = head
-        model = features_only(_read(ir)) if precision == "bfloat16" else _read(ir)
+        model = features_only(read_model(ir)) if precision == "bfloat16" else read_model(ir)
         self._request = _request(model, "bf16" if precision == "bfloat16" else "f32", threads)
 
     def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
@@ -83,13 +83,6 @@ class LowPrecisionOpenVinoRuntime:
     def finish(self, ticket: NetworkOutput) -> NetworkOutput:
         """Return what was computed: logits float32 (N, K) and features float32 (N, D), copies that stay."""
         return ticket
-
-
-def _read(ir: OpenVinoIr) -> Any:
-    try:
-        return import_openvino().Core().read_model(ir.graph, ir.weights)
-    except RuntimeError as err:
-        raise RuntimeUnavailableError(f"openvino cannot read the converted network: {err}") from err
 
 
 def _request(model: Any, hint: FloatHint, threads: int | None) -> Any:
