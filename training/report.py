@@ -106,8 +106,9 @@ def optimisation_table(figures: Optimisation) -> str:
     return (
         f"{table(['', f'{figures.source}, eager float32', figures.runtime], rows)}\n\n"
         f"Of {figures.images:,} test and OOD images {figures.flipped:.2f} % get another verdict, each bundle at its "
-        f"own threshold ({figures.flipped_uncalibrated:.2f} % had the threshold stayed), "
-        f"{figures.changed_classes:.2f} % another class; logits differ by at most {figures.max_logit_difference:.4g}. Timed on {figures.hardware}."
+        f"own threshold, {figures.flipped_uncalibrated:.2f} % had the threshold stayed, and "
+        f"{figures.changed_classes:.2f} % another class; logits differ by at most "
+        f"{figures.max_logit_difference:.4g}. Timed on {figures.hardware}."
     )
 
 
