@@ -1,5 +1,6 @@
 """A published float32 bundle in a lower precision: what that costs and gains, with thresholds of its own."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -126,7 +127,7 @@ class Optimiser:
         after = score_sets(scorer, self.sets.tests, self.say)
         optimisation = compare(Measured(self.source.predictor, before), Measured(predictor, after), self._comparison())
         write_json(self.folder / "optimisation.json", optimisation.model_dump())
-        _require_few_flips(optimisation, allowed_flips)
+        require_few_flips(optimisation, allowed_flips)
         evaluation = self._evaluate(predictor, after)
         return self._draft(predictor, calibrated, quantised, evaluation, optimisation)
 
@@ -260,10 +261,15 @@ def _tolerances(execution: Execution) -> dict[ScoreName, float]:
     return {"negative_energy": execution.tolerance, **execution.score_tolerances}
 
 
-def _require_few_flips(optimisation: Optimisation, allowed: float) -> None:
-    if optimisation.flipped > 100 * allowed:
+def require_few_flips(optimisation: Optimisation, allowed: float) -> None:
+    """Refuse what changes more than the allowed share of verdicts.
+
+    Raises:
+        OptimisationError: the share that changes, and how to allow it.
+    """
+    if optimisation.flipped > round(100 * allowed, 4):
         raise OptimisationError(
             f"{optimisation.flipped:.2f} % of {optimisation.images:,} verdicts flip on {optimisation.runtime}, each "
             f"bundle at its own threshold; {100 * allowed:g} % are allowed: keep {optimisation.source}, take a higher "
-            f"precision, or allow them with --allow-flips {optimisation.flipped / 100:.4f}"
+            f"precision, or allow them with --allow-flips {math.ceil(100 * optimisation.flipped) / 10_000:.4f}"
         )
