@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from model_store import images
 from model_store.bundle import MANIFEST, Bundle, BundleDraft, load_bundle, read_manifest
-from model_store.errors import GoldenMismatchError, RuntimeUnavailableError
-from model_store.manifest import Execution, PreprocessSpec, TorchvisionSpec
+from model_store.errors import GoldenMismatchError, IntegrityError, ManifestError, RuntimeUnavailableError
+from model_store.manifest import Execution, Manifest, PreprocessSpec, QuantisedGraph, TorchvisionSpec
 from model_store.networks import NetworkOutput, build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import (
@@ -34,7 +34,15 @@ from model_store.runtimes import (
     run_accepted,
 )
 from model_store.runtimes.openvino_cache import OpenVinoCache
-from model_store.runtimes.openvino_ir import OpenVinoIr, convert, import_openvino, openvino_is_installed
+from model_store.runtimes.openvino_ir import (
+    OpenVinoIr,
+    convert,
+    features_only,
+    import_openvino,
+    openvino_is_installed,
+    read_model,
+    serialised,
+)
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 
@@ -362,6 +370,61 @@ def test_only_openvino_runs_int8(network: nn.Module, preprocess: PreprocessSpec,
     for choice in ("torch-eager", "torch-compiled"):
         with pytest.raises(RuntimeUnavailableError, match=f"precision is int8, which openvino alone runs; {choice}"):
             run_accepted(source, RuntimeOptions(choice, CPU), lambda runtime: runtime)
+
+
+@pytest.fixture(scope="module")
+def int8_draft(draft: BundleDraft, ir: OpenVinoIr) -> BundleDraft:
+    """A bundle that says it is int8; that its graph's weights are float32 makes no difference to how it is run."""
+    graph = QuantisedGraph(structure="openvino/features.xml", weights="openvino/features.bin", images=1)
+    execution = Execution(precision="int8", quantised=graph, tolerance=0.001)
+    manifest = draft.manifest.model_copy(update={"execution": execution})
+    return replace(draft, manifest=manifest, quantised=serialised(features_only(read_model(ir))))
+
+
+def test_int8_runs_its_own_graph_whatever_the_default(
+    int8_draft: BundleDraft, store: Store, scorer: Scorer, test_images: np.ndarray, tmp_path: Path
+) -> None:
+    folder = store.publish(int8_draft)
+    expected = scorer.score(test_images[:9])
+    for runtime in (None, "auto", "openvino"):
+        bundle = load_bundle(folder, runtime=runtime, cache_dir=tmp_path / "cache")
+        assert _runtime_name(bundle) == "openvino-int8-cpu"
+        found = bundle.predictor.scorer.score(test_images[:9])
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert not (tmp_path / "cache").exists()  # nothing was converted
+    for runtime in ("torch-eager", "torch-compiled"):
+        with pytest.raises(RuntimeUnavailableError, match="precision is int8, which openvino alone runs"):
+            load_bundle(folder, runtime=runtime, device=CPU)
+    with pytest.raises(RuntimeUnavailableError, match="device is cuda:0; the openvino runtime runs on the cpu"):
+        load_bundle(folder, runtime="auto", device=torch.device("cuda:0"))
+
+
+def test_int8_graph_is_held_to_its_hash_and_must_be_there(int8_draft: BundleDraft, store: Store) -> None:
+    folder = store.publish(int8_draft)
+    graph = folder / "openvino" / "features.bin"
+    content = bytearray(graph.read_bytes())
+    content[100] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"openvino/features.bin has SHA-256"):
+        load_bundle(folder)
+    with pytest.raises(ManifestError, match=r"files: openvino/features.xml is missing"):
+        store.publish(replace(int8_draft, quantised=None))
+
+
+def test_int8_graph_that_is_none_is_refused(int8_draft: BundleDraft, store: Store) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="openvino cannot read the converted network"):
+        store.publish(replace(int8_draft, quantised=OpenVinoIr(b"<net/>", b"\0")))
+
+
+def test_only_int8_has_a_graph_and_older_schemas_have_none(int8_draft: BundleDraft) -> None:
+    graph = int8_draft.manifest.execution.quantised
+    with pytest.raises(ValueError, match="precision is 'int8', quantised is not given; int8 needs a graph"):
+        Execution(precision="int8", tolerance=1)
+    with pytest.raises(ValueError, match="precision is 'bfloat16', quantised is given"):
+        Execution(precision="bfloat16", quantised=graph, tolerance=1)
+    fields = int8_draft.manifest.model_dump() | {"schema_version": 2}
+    with pytest.raises(ValueError, match="schema_version 2 knows neither int8 nor optimisation; 3 does"):
+        Manifest.model_validate(fields)
 
 
 def test_cuda_graphs_are_refused_on_the_cpu(folder: Path) -> None:

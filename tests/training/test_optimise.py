@@ -159,7 +159,7 @@ def test_int8_on_pytorch_is_refused_at_once() -> None:
         Target("torch-eager", "int8")
 
 
-def test_quantisation_sees_no_calibration_image(train_set: ImageSet, tiny: Recipe, image_sets: Path) -> None:
+def test_quantisation_sees_no_calibration_image(tiny: Recipe, image_sets: Path) -> None:
     sets = RunSets(tiny, image_sets, silent, ALONE)
     sample = quantisation_sample(sets.train, tiny.seed)
     assert len(sample) == 150
