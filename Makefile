@@ -16,7 +16,7 @@ install: $(INSTALLED)  ## Set up .venv with all that development needs
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,optimize,onnx,test]'
 	touch $@
 
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
