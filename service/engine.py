@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Thread
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError
 from service.metrics import ModelMetrics, Stage
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
 Health = Literal["ready", "stalled", "died", "closed"]
@@ -173,7 +174,7 @@ class Engine:
         except ClosedError:
             raise self._not_ready() from None
         try:
-            return await asyncio.wrap_future(future)
+            return await _awaited(future)
         except ExpiredError:
             raise DeadlineExceededError(f"{self.name} had no verdict within the deadline") from None
 
@@ -268,6 +269,24 @@ class Engine:
                 for verdict, row, ask in zip(found, scored.logits.numpy(), asked, strict=True)
             ]
         return found
+
+
+async def _awaited(future: Future[T]) -> T:
+    """Await a future of another thread, and cancel it where that is cancelled, as asyncio.wrap_future at less cost."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(_wake, done))
+    try:
+        await done
+    except asyncio.CancelledError:
+        future.cancel()
+        raise
+    return future.result()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def verdicts(predictions: Predictions) -> list[Verdict]:

@@ -5,10 +5,11 @@ Series exist from the start, at 0, so that rates of what has not happened yet ca
 
 import platform
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Literal
 
-import numpy as np
 import torch
 from prometheus_client import (
     CollectorRegistry,
@@ -75,20 +76,20 @@ class ScoreBuckets:
     """The counts of one model's series. Buckets are closed above: an observation equal to an edge is below it."""
 
     def __init__(self, edges: Sequence[float]) -> None:
-        self._edges = np.asarray(edges, np.float64)
-        self._counts = np.zeros(len(edges) + 1, np.int64)
+        self._edges = tuple(edges)
+        self._counts = [0] * (len(edges) + 1)
         self.sum = 0.0
 
     def observe(self, values: Sequence[float]) -> None:
         """Count values."""
-        at = np.searchsorted(self._edges, values, side="left")
-        self._counts += np.bincount(at, minlength=len(self._counts))
-        self.sum += float(np.sum(values))
+        for value in values:
+            self._counts[bisect_left(self._edges, value)] += 1
+        self.sum += sum(values)
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return (le, count of all at or below it), ending with +Inf."""
         names = [floatToGoString(edge) for edge in (*self._edges, float("inf"))]  # type: ignore[no-untyped-call]
-        return list(zip(names, np.cumsum(self._counts).astype(float).tolist(), strict=True))
+        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
 
 
 class Metrics:
@@ -146,6 +147,8 @@ class Metrics:
 
     def route_of(self, path: str) -> str:
         """Return the template that a path is of, or UNMATCHED."""
+        if path in self.routes:
+            return path
         return next((template for template, pattern in self._patterns if pattern.fullmatch(path)), UNMATCHED)
 
     def exposition(self) -> bytes:
@@ -206,7 +209,7 @@ class ModelMetrics:
     ) -> None:
         """Count one request's images and where its time went."""
         for flag, series in self._images.items():
-            series.inc(sum(1 for found in flags if found is flag))
+            series.inc(flags.count(flag))
         self._p_value.observe(p_values)
         self._negative_energy.observe(negative_energies)
         for stage, value in seconds.items():

@@ -38,8 +38,6 @@ from service.routes.health import why_not_live, why_not_ready
 from service.state import State, state_of
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
-_MAX_INLINE_JSON = 4096
-"""JSON up to this is parsed at once; longer, which holds numbers or files, off the event loop."""
 _MAX_INDEX_BYTES = 1000
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 router = APIRouter(tags=["Open Inference Protocol v2"])
@@ -224,9 +222,7 @@ async def _inflated(request: Request, body: bytes, lease: Lease) -> bytes:
 
 async def _parsed(state: State, model: ServedModel, body: bytes, json_bytes: int | None) -> ParsedRequest:
     work = partial(parse, body, json_bytes, model.input, max_images=state.settings.max_images_per_request)
-    if (len(body) if json_bytes is None else json_bytes) <= _MAX_INLINE_JSON:
-        return work()
-    return await state.decoder.run(work)
+    return await state.decoder.run_by_size(work, len(body) if json_bytes is None else json_bytes)
 
 
 async def _pixels(state: State, model: ServedModel, parsed: ParsedRequest) -> Sequence[Pixels]:
