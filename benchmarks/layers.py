@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -103,7 +104,7 @@ class InstantEngine(Engine):
         return Waited([VERDICT] * len(images), SECONDS["queue"], SECONDS["forward"])
 
 
-async def raw(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+async def raw(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with constant bytes: what the protocol costs."""
     await Response(REPLY_BYTES, media_type="application/json")(scope, receive, send)
 
@@ -203,7 +204,7 @@ def whole(app: ASGIApp, engine: Engine, bodies: dict[str, bytes]) -> Iterator[La
 @contextmanager
 def application(model: str) -> Iterator[FastAPI]:
     """Make ours, with a runtime that waits; its log lines are written, and go nowhere."""
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         logs.set_up("info")
         app = create_app(Settings(models=(model,), runtime="torch-eager", max_queue_images=QUEUE_IMAGES))
         state: State = app.state.service
@@ -251,9 +252,7 @@ def measure(app: FastAPI, found: Sequence[Layer], rounds: int, requests: int) ->
         for layer, frontend in zip(found, frontends, strict=True):
             state.models = Models((layer.engine,)) if layer.engine else served
             for connections in CONNECTIONS:
-                spent = frontend.cpu_us(
-                    layer.request, status=layer.status, connections=connections, requests=requests
-                )
+                spent = frontend.cpu_us(layer.request, status=layer.status, connections=connections, requests=requests)
                 if turn:
                     results[layer.name][connections].append(spent)
     state.models = served

@@ -1,6 +1,7 @@
 """ood-serve: a bundle, served over HTTP."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -71,5 +72,6 @@ def serve(settings: Settings) -> int:
     listener = bind(settings.host, settings.port)
     app = create_app(settings)
     server = Server(app, settings, greeting(app.state.service.models, listener, closed=bool(settings.api_keys)))
+    gc.freeze()  # what is loaded stays: to look through it for garbage held up every request for a tenth of a second
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -102,8 +102,7 @@ async def _ask(engine: Engine, read: Callable[[], Awaitable[Q]], deadline: float
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
-    asking = asyncio.current_task()
-    assert asking is not None
+    asking = cast("asyncio.Task[Any]", asyncio.current_task())
     leaving = asyncio.ensure_future(_cancel_at_disconnect(request, asking))
     try:
         return await work
