@@ -1,11 +1,17 @@
-"""Encoded images -> pixels, on a bounded pool of threads, off the event loop; one small image at once."""
+"""Encoded images -> pixels, on a bounded pool of threads, off the event loop.
+
+Threads take one image at a time, of whichever request is next (`service.fair_queue`): a request of one image waits
+for the images that are being decoded, and for few of a large request, not for all of it. One small image is decoded
+at once, on the event loop.
+"""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from threading import Event
-from typing import TypeVar
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from threading import Lock
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +21,40 @@ from model_store.errors import ImageError
 from model_store.images import DecodeLimits
 from model_store.manifest import PreprocessSpec
 from service.errors import BadImageError
+from service.fair_queue import FairQueue
 
 T = TypeVar("T")
+LARGEST_SMALL = 8
+"""Images of a request that does not have to stand behind those of many."""
 QUICK_BYTES = 4096
 QUICK_PIXELS = 64 * 64
-"""What is done on the event loop: up to this an image takes 0.03 to 0.3 ms, about what a thread's answer takes to be
-handed over, and thread and loop would share the interpreter anyway."""
+"""What is done on the event loop: such an image takes 0.03 to 0.3 ms, no longer than it takes to hand it to a thread,
+which would hold the interpreter as long."""
+
+
+@dataclass(eq=False)
+class _Work:
+    """A request's parts, and how much of them is done."""
+
+    do: Callable[[int], Any]
+    size: int
+    future: "Future[list[Any]]" = field(default_factory=Future)
+    taken: int = 0
+    done: dict[int, Any] = field(default_factory=dict)
+    failed: dict[int, Exception] = field(default_factory=dict)
+
+    @property
+    def running(self) -> int:
+        """Parts that threads are at."""
+        return self.taken - len(self.done) - len(self.failed)
+
+    def resolve(self) -> None:
+        """Hand out the results in order, or the first of the errors."""
+        with suppress(InvalidStateError):  # the client left while it was computed
+            if self.failed:
+                self.future.set_exception(self.failed[min(self.failed)])
+            else:
+                self.future.set_result([self.done[index] for index in range(self.size)])
 
 
 class Decoder:
@@ -35,27 +69,37 @@ class Decoder:
             max_pixels=min(limits.max_pixels, QUICK_PIXELS),
         )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._queue: FairQueue[_Work] = FairQueue(largest_small=LARGEST_SMALL)
+        self._lock = Lock()
 
     async def decode(self, encoded: Sequence[bytes], spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
-        """Return uint8 (H, W, 3) an image, in order.
+        """Return uint8 (H, W, 3) an image, in order. Cancelling it stops it within an image a thread.
 
         Raises:
             BadImageError: some image is none, or too large; the first such.
         """
         if len(encoded) == 1 and (pixels := self._decode_at_once(encoded[0], spec)) is not None:
             return [pixels]
-        return await self._decode_on_threads(encoded, spec)
+
+        def decode_one(index: int) -> NDArray[np.uint8]:
+            try:
+                return images.load(encoded[index], spec, self._limits)
+            except ImageError as err:
+                raise BadImageError(index, err) from err
+
+        return await self._do(_Work(decode_one, len(encoded)))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do other work that would hold up the event loop, on the same threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        (result,) = await self._do(_Work(lambda _: work(), 1))
+        return cast(T, result)
 
     async def run_by_size(self, work: Callable[[], T], size: int) -> T:
         """Do work that takes time by the bytes that it is given: at once where they are few, else as `run`."""
         return work() if size <= QUICK_BYTES else await self.run(work)
 
     def close(self) -> None:
-        """Finish what runs and stop."""
+        """Finish what runs and waits, and stop."""
         self._pool.shutdown()
 
     def _decode_at_once(self, encoded: bytes, spec: PreprocessSpec) -> NDArray[np.uint8] | None:
@@ -67,33 +111,43 @@ class Decoder:
         except ImageError:
             return None
 
-    async def _decode_on_threads(self, encoded: Sequence[bytes], spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
-        loop, step = asyncio.get_running_loop(), -(-len(encoded) // self._threads)
-        abandoned = Event()
-        shares = [
-            loop.run_in_executor(self._pool, self._decode, encoded[at : at + step], at, spec, abandoned)
-            for at in range(0, len(encoded), step)
-        ]
+    async def _do(self, work: _Work) -> list[Any]:
+        with self._lock:
+            self._queue.push(work)
+        for _ in range(min(work.size, self._threads)):
+            self._pool.submit(self._work_off)
         try:
-            done = await asyncio.gather(*shares, return_exceptions=True)
+            return await asyncio.wrap_future(work.future)
         finally:
-            abandoned.set()  # a thread in the middle of a share that nobody awaits any more stops at its next image
-        pixels: list[NDArray[np.uint8]] = []
-        for share in done:  # in order, so that the first bad image is the one that is named
-            if isinstance(share, BaseException):
-                raise share
-            pixels += share
-        return pixels
+            with self._lock:
+                self._queue.remove(work)
+            del work  # an error's traceback holds this frame: a cycle, which would keep images until it is collected
 
-    def _decode(
-        self, encoded: Sequence[bytes], first: int, spec: PreprocessSpec, abandoned: Event
-    ) -> list[NDArray[np.uint8]]:
-        pixels: list[NDArray[np.uint8]] = []
-        for index, image in enumerate(encoded, start=first):
-            if abandoned.is_set():
-                return pixels
+    def _work_off(self) -> None:
+        """Do parts until none waits."""
+        while (part := self._next()) is not None:
+            work, index = part
             try:
-                pixels.append(images.load(image, spec, self._limits))
-            except ImageError as err:
-                raise BadImageError(index, err) from err
-        return pixels
+                result = work.do(index)
+            except Exception as err:  # it is the request's, which awaits it
+                self._record(work, work.failed, index, err)
+            else:
+                self._record(work, work.done, index, result)
+                del result
+            del work, part  # as above
+
+    def _next(self) -> tuple[_Work, int] | None:
+        with self._lock:
+            for share in self._queue.take(1) if self._queue else ():
+                return share.request, share.start
+        return None
+
+    def _record(self, work: _Work, outcomes: dict[int, Any], index: int, outcome: object) -> None:
+        """Keep what came of a part, and resolve a request whose last it was; after one that failed, none is begun."""
+        with self._lock:
+            outcomes[index] = outcome
+            if work.failed:
+                self._queue.remove(work)
+            finished = work.running == 0 and (work.taken == work.size or bool(work.failed))
+        if finished:
+            work.resolve()

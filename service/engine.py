@@ -137,8 +137,11 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)
 
-    def require_room(self, images: int) -> None:
+    def require_room(self, images: int | None = None) -> None:
         """Refuse early, before anything is decoded, what could not be queued now.
+
+        Args:
+            images: how many there are; None while that is unknown, which refuses only what nothing has room for.
 
         Raises:
             QueueFullError: the queue has no room for so many images.
@@ -146,8 +149,10 @@ class Engine:
         """
         if self._state != "ready":
             raise self._not_ready()
-        if self._batcher.depth + images > self._batcher.max_items:
-            raise self._full(images)
+        if why := self._batcher.why_full(images or 1):
+            if images is None and self._batcher.depth < self._batcher.max_items:
+                return
+            raise self._full(why)
 
     async def predict(
         self, images: Sequence[Pixels], deadline: float, *, all_scores: bool = False, logits: bool = False
@@ -169,8 +174,8 @@ class Engine:
         """
         try:
             future = self._batcher.submit([Ask(pixels, all_scores, logits) for pixels in images], deadline)
-        except FullError:
-            raise self._full(len(images)) from None
+        except FullError as err:
+            raise self._full(str(err)) from None
         except ClosedError:
             raise self._not_ready() from None
         try:
@@ -192,11 +197,9 @@ class Engine:
         """Whole seconds, at least 1, in which what waits now should be done."""
         return max(1, math.ceil(self._batcher.depth * self._image_s))
 
-    def _full(self, images: int) -> QueueFullError:
+    def _full(self, why: str) -> QueueFullError:
         return QueueFullError(
-            f"{self._batcher.depth} images wait for {self.name}, {images} more are above the "
-            f"{self._batcher.max_items} allowed; try again in {self.retry_after_s} s",
-            self.retry_after_s,
+            f"the queue of {self.name} is full: {why}; try again in {self.retry_after_s} s", self.retry_after_s
         )
 
     def _not_ready(self) -> NotReadyError:

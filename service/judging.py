@@ -64,7 +64,7 @@ async def judge(
     """
     state, settings = state_of(request), state_of(request).settings
     budget_s = _budget_s(request, settings.deadline_s)
-    engine.require_room(1)
+    engine.require_room()
     with state.pending.lease() as lease:
         body = await read_body(
             request,

@@ -227,6 +227,7 @@ async def _parsed(state: State, model: ServedModel, body: bytes, json_bytes: int
 
 async def _pixels(state: State, model: ServedModel, parsed: ParsedRequest) -> Sequence[Pixels]:
     if isinstance(parsed.images, list):
+        model.engine.require_room(len(parsed.images))
         return await state.decoder.decode(parsed.images, model.engine.bundle.manifest.preprocess)
     return list(parsed.images)
 

@@ -70,6 +70,7 @@ async def _pixels(state: State, engine: Engine, body: bytes, content_type: str) 
         return list(arrays.read_array(body, spec, max_images=most))
     work = partial(encoded_images, body, content_type, max_images=most)
     encoded = await state.decoder.run_by_size(work, len(body))
+    engine.require_room(len(encoded))
     return await state.decoder.decode(encoded, spec)
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import CancelledError, Future
 from threading import Thread
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.batcher import Batch, Batcher, ClosedError, ExpiredError, FullError, Waited
@@ -73,10 +73,33 @@ def test_take_waits_for_the_first_item() -> None:
 def test_a_request_that_does_not_fit_is_refused_whole() -> None:
     queue = batcher(max_items=5)
     queue.submit([1, 2, 3], LATE)
-    with pytest.raises(FullError, match="3 items wait, 3 more are above the 5 allowed"):
+    with pytest.raises(FullError, match="3 images wait, 3 more are above the 5 allowed"):
         queue.submit([4, 5, 6], LATE)
     queue.submit([4, 5], LATE)
     assert queue.depth == 5
+
+
+@pytest.mark.parametrize(
+    ("flood", "other", "refused"),
+    [
+        (8, 1, "64 images of requests of more than 1 wait, which is their part of the 80 allowed"),
+        (1, 16, "60 images of requests of up to 1 wait, which is their part of the 80 allowed"),
+    ],
+)
+def test_neither_kind_of_request_takes_all_of_the_queue(flood: int, other: int, refused: str) -> None:
+    """One that floods it is refused at three quarters of it (60 of 80); the rest has room for the other kind."""
+    queue = batcher(max_items=80)
+    while queue.depth < 60:
+        queue.submit([0] * flood, LATE)
+    with pytest.raises(FullError, match=refused):
+        queue.submit([0] * flood, LATE)
+    queue.submit([1] * other, LATE)
+
+
+def test_a_request_as_large_as_the_queue_fits_into_an_empty_one() -> None:
+    queue = batcher(max_items=80)
+    queue.submit(list(range(80)), LATE)
+    assert queue.depth == 80
 
 
 def test_what_was_taken_makes_room() -> None:
@@ -92,6 +115,7 @@ def test_a_cancelled_submission_never_runs_and_is_counted() -> None:
     queue = batcher(on_drop=dropped.append)
     first, second = queue.submit([1, 2], LATE), queue.submit([3], LATE)
     assert first.cancel()
+    assert queue.depth == 1  # its place is free at once
     batch = queue.take(wait=False)
     assert batch is not None
     assert batch.items == [3]
@@ -103,16 +127,18 @@ def test_a_cancelled_submission_never_runs_and_is_counted() -> None:
 
 def test_a_submission_cancelled_half_way_loses_only_its_rest() -> None:
     queue = batcher(sizes=(1, 2))
-    future, neighbour = queue.submit([1, 2, 3], LATE), queue.submit([4], LATE)
+    future, neighbour = queue.submit([1, 2, 3], LATE), queue.submit([4, 5], LATE)
     batch = queue.take(wait=False)
     assert batch is not None
+    assert batch.items == [1, 2]
     future.cancel()
+    assert queue.depth == 2
     queue.finish(batch, [1, 4], 0.0)
     rest = queue.take(wait=False)
     assert rest is not None
-    assert rest.items == [4]
-    queue.finish(rest, [16], 0.0)
-    assert neighbour.result(0).results == [16]
+    assert rest.items == [4, 5]
+    queue.finish(rest, [16, 25], 0.0)
+    assert neighbour.result(0).results == [16, 25]
     with pytest.raises(CancelledError):
         future.result(0)
 
@@ -125,6 +151,37 @@ def test_a_submission_whose_deadline_passed_is_dropped_with_an_error() -> None:
     assert dropped == ["deadline"]
     with pytest.raises(ExpiredError):
         future.result(0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from(["stay", "late", "leave", "take"])), max_size=60))
+@settings(max_examples=50)
+def test_whatever_leaves_or_expires_batches_are_as_large_as_what_is_left_fills(events: list[tuple[int, str]]) -> None:
+    dropped: list[str] = []
+    queue, gone, live = batcher(max_items=1000, on_drop=dropped.append), 0, 0
+    for number, (size, fate) in enumerate(events):
+        if fate == "take":
+            batch = queue.take(wait=False)
+            assert len(batch or ()) == max((each for each in SIZES if each <= live), default=0)
+            assert batch is None or not {events[item][1] for item in batch.items} & {"late", "leave"}
+            live -= len(batch or ())
+            continue
+        future = queue.submit([number] * size, time.monotonic() - 1 if fate == "late" else LATE)
+        gone += fate != "stay"
+        live += size if fate == "stay" else 0
+        if fate == "leave":
+            future.cancel()
+    assert queue.take(wait=False) is None or live > 0
+    assert len(dropped) == gone
+
+
+def test_what_is_known_of_submissions_that_are_gone_does_not_grow() -> None:
+    queue = batcher()
+    for _ in range(1000):
+        queue.submit([1], LATE).cancel()
+        queue.submit([1], LATE)
+        run_dry(queue)
+    assert len(queue._deadlines) <= 2 + 64
+    assert not queue._unresolved
 
 
 def test_times_are_those_of_the_queue_and_of_all_its_batches() -> None:

@@ -73,6 +73,27 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_return(
         assert samples(server.url)['ood_refused_requests_total{code="queue_full"}'] == 1
 
 
+def test_bulk_requests_leave_room_for_single_images_which_go_first(
+    settings: Callable[..., Settings], gate: Gate, pngs: list[bytes]
+) -> None:
+    form = [("images", ("i", png)) for png in pngs[:6]]
+    with running(settings(max_queue_images=16, max_images_per_request=6)) as server, ThreadPoolExecutor(8) as pool:
+        gate.close()
+        held = [pool.submit(post, server, pngs[0])]
+        assert gate.entered.wait(10)
+        held += [pool.submit(httpx.post, f"{server.url}/predict", files=form, timeout=30) for _ in range(2)]
+        wait_until(lambda: waiting(server) == 12)
+        refused = httpx.post(f"{server.url}/predict", files=form[:2])
+        assert refused.status_code == 429
+        assert "12 images of requests of more than 1 wait" in refused.json()["error"]["message"]
+        single = pool.submit(post, server, pngs[7])
+        wait_until(lambda: waiting(server) == 13)
+        gate.open.set()
+        assert [future.result().status_code for future in [*held, single]] == [200] * 4
+        times = [future.result().json()["timing_ms"]["queue"] for future in [*held[1:], single]]
+        assert times[2] < max(times)
+
+
 @pytest.mark.parametrize(("settings_s", "header"), [(0.2, None), (10, "200")])
 def test_a_request_past_its_deadline_gets_504_and_never_runs(
     settings: Callable[..., Settings], gate: Gate, pngs: list[bytes], settings_s: float, header: str | None
