@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = state
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(DirectRoutes, routers=(predict.router,))
+    app.add_middleware(DirectRoutes, routers=ROUTERS)
     app.add_middleware(RequestScope, state=lambda: state)
     app.add_middleware(open_inference.WithoutSlash)
     if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token

@@ -1,7 +1,7 @@
-"""The endpoints that take a request as it is, reached directly; FastAPI documents them, and serves all else.
+"""Endpoints that take a request as it is, reached without FastAPI, which documents them.
 
-FastAPI's way to an endpoint, through routers, exit stacks and dependencies that these do not have, takes longer than
-all the rest that is done for a small request (benchmarks/layers.py).
+FastAPI's way to an endpoint, through its routers, exit stacks and dependencies, takes longer than any part of ours for
+a small request but its decoding (`benchmarks.layers`); these endpoints use none of it.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,17 +14,20 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
+class DirectRoute(APIRoute):
+    """A route whose endpoint takes the request and the parts of the path, as text, and returns a response."""
+
+
 class DirectRoutes(Router):
-    """Serves the routes of some routers, and leaves whatever is none of them to the application behind it."""
+    """Serves the direct routes of some routers, and leaves all else to the application behind it."""
 
     def __init__(self, app: ASGIApp, routers: Iterable[APIRouter]) -> None:
-        """Take over the routes of `routers`, whose endpoints take the request and the parts of the path as text."""
-        documented = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-        super().__init__([_direct(route) for route in documented], redirect_slashes=False, default=app)
-
-
-def _direct(route: APIRoute) -> Route:
-    return Route(route.path, _Endpoint(route.endpoint), methods=route.methods)
+        found = [route for router in routers for route in router.routes if isinstance(route, DirectRoute)]
+        super().__init__(
+            [Route(route.path, _Endpoint(route.endpoint), methods=route.methods) for route in found],
+            redirect_slashes=False,
+            default=app,
+        )
 
 
 class _Endpoint:
@@ -34,6 +37,5 @@ class _Endpoint:
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
         response = await self._answer(Request(scope, receive, send), **scope["path_params"])
         await response(scope, receive, send)

@@ -34,6 +34,7 @@ from service.open_inference.schemas import (
     ReadyReply,
     ServerMetadata,
 )
+from service.routes.direct import DirectRoute
 from service.routes.health import why_not_live, why_not_ready
 from service.state import State, state_of
 
@@ -161,10 +162,29 @@ async def config(request: Request) -> ModelConfig:
     return served.config(_asked(request), state_of(request).settings.max_images_per_request)
 
 
-@_of_model("POST", "/infer", summary="Judge images", **INFER)
-async def infer(request: Request) -> Response:
+async def infer(request: Request, model: Model) -> Response:
     """Give label, logits, negative energy and OOD flag of a tensor of images."""
-    return await _infer(request, _asked(request))
+    return await _infer(request, served.find(state_of(request).models, model, None))
+
+
+async def infer_by_version(request: Request, model: Model, version: Version) -> Response:
+    """Give label, logits, negative energy and OOD flag of a tensor of images."""
+    return await _infer(request, served.find(state_of(request).models, model, version))
+
+
+for _path, _endpoint in (
+    ("/v2/models/{model}/infer", infer),
+    ("/v2/models/{model}/versions/{version}/infer", infer_by_version),
+):
+    router.add_api_route(
+        _path,
+        _endpoint,
+        methods=["POST"],
+        name="infer",
+        summary="Judge images",
+        route_class_override=DirectRoute,
+        **INFER,
+    )
 
 
 @router.post("/v2/repository/index", responses=_errors(400, 401, 413), summary="List the models")

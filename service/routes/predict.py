@@ -14,12 +14,13 @@ from service.bodies import Lease, encoded_images
 from service.engine import Engine, Pixels, Verdict
 from service.errors import InvalidFieldError
 from service.judging import Judged, Question, judge
+from service.routes.direct import DirectRoute
 from service.routes.documentation import PREDICT_BODY, error_responses
 from service.schemas import PredictReply
 from service.state import State, state_of
 
 SCORES_PARAMETER = "scores"
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], route_class=DirectRoute)
 
 _PREDICT_RESPONSES = error_responses(400, 401, 404, 405, 408, 411, 413, 415, 422, 429, 503, 504)
 

@@ -131,7 +131,7 @@ def test_limits_below_those_of_a_small_image_hold(pngs: list[bytes]) -> None:
 def test_many_images_have_a_quarter_of_the_pool_under_a_flood_of_single_ones(
     decoder: Decoder, pngs: list[bytes]
 ) -> None:
-    """Of single ones too large to be decoded without the pool, for which each is looked at once when it is asked for."""
+    """Of single ones too large to be decoded without the pool, for which each is looked at when it is asked for."""
     log: list[str] = []
     single = [lambda: decoder.decode(Watched("single", [png(QUICK_SIDE + 1)], log), SPEC)] * 60
     while_busy(decoder, *single, lambda: decoder.decode(Watched("bulk", pngs[:9], log), SPEC))
