@@ -39,15 +39,16 @@ from service.app import create_app
 from service.arrays import MEDIA_TYPE
 from service.batcher import Waited
 from service.bodies import read_body
-from service.engine import Engine, Pixels, Verdict
-from service.metrics import Stage
+from service.engine import LocalEngine
+from service.engine_protocol import Engine, Pixels, Verdict
 from service.middleware import RequestScope
-from service.models import Models
 from service.schemas import ModelName, Prediction, PredictReply, Timing
+from service.served_models import Models
 from service.settings import Settings
+from service.stages import Stage
 from service.state import State
 
-FORWARD_S = 0.002
+FORWARD_S = 0.005
 """A forward pass of the waiting runtime."""
 CONNECTIONS = (1, 64)
 IMAGES_PER_REQUEST = 64
@@ -96,7 +97,7 @@ class WaitingRuntime:
         return NetworkOutput(*(tensor[:ticket] for tensor in self._output))
 
 
-class InstantEngine(Engine):
+class InstantEngine(LocalEngine):
     """An engine that gives the same verdict at once, without a queue or a thread."""
 
     async def predict(self, images: Sequence[Pixels], *_: Any, **__: Any) -> Waited[Verdict]:

@@ -2,39 +2,14 @@
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from model_store.bundle import MANIFEST, BundleDraft, load_bundle, read_manifest, write_bundle
 from model_store.errors import BundleExistsError, BundleNotFoundError, IntegrityError
+from model_store.refs import SHIPPED, BundleRef
 
-SHIPPED = Path(__file__).parent / "bundles"
-"""The store inside the package: the bundle that ships."""
-
-
-@dataclass(frozen=True, order=True)
-class BundleRef:
-    """A bundle's name, and its version or None for the newest."""
-
-    name: str
-    version: int | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "BundleRef":
-        """Read `cifar10` or `cifar10@3`.
-
-        Raises:
-            BundleNotFoundError: the version is no positive integer.
-        """
-        name, at, version = text.partition("@")
-        if at and not (version.isascii() and version.isdigit() and len(version) < 10 and int(version) > 0):
-            raise BundleNotFoundError(
-                f"{text!r}: the version is {version!r}; expected a positive integer, as in {name}@1"
-            )
-        return cls(name, int(version) if at else None)
-
-    def __str__(self) -> str:
-        return self.name if self.version is None else f"{self.name}@{self.version}"
+__all__ = ["SHIPPED", "BundleRef", "Store"]
 
 
 class Store:

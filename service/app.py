@@ -2,8 +2,8 @@
 
 import base64
 import io
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -19,12 +19,11 @@ from starlette.responses import Response
 import model_store
 from service.bodies import PendingBytes
 from service.decoding import Decoder
-from service.engine import Engine
+from service.engine_protocol import Engine
 from service.errors import ServiceError
 from service.judging import DEADLINE_HEADER
 from service.metrics import Metrics
 from service.middleware import RequestScope, error_reply
-from service.models import load_models
 from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
 from service.open_inference.reply import JSON_LENGTH_HEADER
@@ -46,7 +45,9 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         StartError: none of the bundles could be loaded.
     """
-    metrics = Metrics(str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes)
+    from service.models import load_models  # HTTP workers, which load nothing, do without the network libraries
+
+    metrics = Metrics(route_templates())
     state = State(
         settings=settings,
         metrics=metrics,
@@ -55,12 +56,25 @@ def create_app(settings: Settings) -> FastAPI:
         pending=PendingBytes(settings.max_pending_bytes),
     )
     metrics.pending_bytes.set_function(lambda: state.pending.held)
+    metrics.http_workers.set(1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         state.models.close()
         state.decoder.close()
+
+    return make_app(state, lifespan)
+
+
+def route_templates() -> list[str]:
+    """Return every path that the application has, as in `/models/{model}/predict`."""
+    return [str(getattr(route, "path", "")) for router in ROUTERS for route in router.routes]
+
+
+def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+    """Return the application that serves a state, whose parts `lifespan` starts and ends."""
+    settings = state.settings
 
     app: FastAPI = FastAPIOffline(
         title="energy-ood",

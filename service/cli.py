@@ -63,15 +63,28 @@ def main() -> None:
 
 def serve(settings: Settings) -> int:
     """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
+    if settings.workers > 1:
+        return _serve_with_workers(settings)
     from service import logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
-    from service.greeting import greeting
+    from service.greeting import address, greeting
     from service.server import Server, bind
 
     logs.set_up(settings.log_level)
     listener = bind(settings.host, settings.port)
     app = create_app(settings)
-    server = Server(app, settings, greeting(app.state.service.models, listener, closed=bool(settings.api_keys)))
-    gc.freeze()  # what is loaded stays: to look through it for garbage held up every request for a tenth of a second
+    hello = greeting(app.state.service.models, address(listener), closed=bool(settings.api_keys))
+    server = Server(app, settings, hello)
+    gc.freeze()  # what is loaded stays: to look through it for garbage would hold up requests for a tenth of a second
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0
+
+
+def _serve_with_workers(settings: Settings) -> int:
+    from service import logs
+    from service.processes.supervisor import supervise
+    from service.server import bind
+
+    logs.set_up(settings.log_level, process="supervisor")
+    with bind(settings.host, settings.port) as listener:
+        return supervise(settings, listener)

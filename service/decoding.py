@@ -5,7 +5,6 @@ for the images that are being decoded, and for few of a large request, not for a
 at once, on the event loop.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,7 @@ from model_store.images import DecodeLimits
 from model_store.manifest import PreprocessSpec
 from service.errors import BadImageError
 from service.fair_queue import FairQueue
+from service.futures import result_of
 
 T = TypeVar("T")
 LARGEST_SMALL = 8
@@ -117,7 +117,7 @@ class Decoder:
         for _ in range(min(work.size, self._threads)):
             self._pool.submit(self._work_off)
         try:
-            return await asyncio.wrap_future(work.future)
+            return await result_of(work.future)
         finally:
             with self._lock:
                 self._queue.remove(work)

@@ -1,6 +1,5 @@
-"""One model on one device: its queue, the thread that runs it, its health and its share of the metrics."""
+"""One model on one device of this process: its queue, the thread that runs it, its health, its part of the metrics."""
 
-import asyncio
 import logging
 import math
 import time
@@ -8,23 +7,22 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from threading import Thread
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model_store.bundle import Bundle
 from model_store.predictor import Predictions, ScoreVerdicts
 from model_store.score_specs import ScoreName
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
-from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError, QueueFullError
-from service.metrics import ModelMetrics, Stage
+from service.engine_protocol import Health, Pixels, ScoreVerdict, Verdict
+from service.errors import EngineDiedError, NotReadyError, QueueFullError, full, late
+from service.futures import result_of
+from service.metrics import ModelMetrics
+from service.stages import Stage
 
-Pixels = NDArray[np.uint8]
-T = TypeVar("T")
 CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
-Health = Literal["ready", "stalled", "died", "closed"]
 log = logging.getLogger(__name__)
 
 
@@ -34,26 +32,6 @@ class Ask(NamedTuple):
     pixels: Pixels
     all_scores: bool = False
     logits: bool = False
-
-
-class ScoreVerdict(NamedTuple):
-    """What one score says of one image."""
-
-    value: float
-    p_value: float
-    is_ood: bool
-
-
-class Verdict(NamedTuple):
-    """What a model says of one image; where that was asked for, each of its scores, and its logits float32 (K,)."""
-
-    class_id: int
-    confidence: float
-    negative_energy: float
-    p_value: float
-    is_ood: bool
-    scores: Mapping[ScoreName, ScoreVerdict] | None = None
-    logits: NDArray[np.float32] | None = None
 
 
 class Started(NamedTuple):
@@ -74,7 +52,7 @@ def batch_sizes(largest: int) -> tuple[int, ...]:
     return tuple(sorted({size for size in steps if size <= largest} | {largest}))
 
 
-class Engine:
+class LocalEngine:
     """Runs one bundle's images in batches, on a thread of its own. Every accepted request gets an answer or an error.
 
     An error of the runtime is the end of it: all that waits fails with EngineDiedError, and health turns red.
@@ -172,16 +150,27 @@ class Engine:
             NotReadyError: the engine is closed or dead, or died meanwhile.
             DeadlineExceededError: their turn came after the deadline.
         """
+        future = self.submit(images, deadline, all_scores=all_scores, logits=logits)
         try:
-            future = self._batcher.submit([Ask(pixels, all_scores, logits) for pixels in images], deadline)
+            return await result_of(future)
+        except ExpiredError:
+            raise late(self.name) from None
+
+    def submit(
+        self, images: Sequence[Pixels], deadline: float, *, all_scores: bool = False, logits: bool = False
+    ) -> "Future[Waited[Verdict]]":
+        """Queue a request's images, as `predict` does; its future fails with ExpiredError after the deadline.
+
+        Raises:
+            QueueFullError: they do not fit into the queue.
+            NotReadyError: the engine is closed or dead.
+        """
+        try:
+            return self._batcher.submit([Ask(pixels, all_scores, logits) for pixels in images], deadline)
         except FullError as err:
             raise self._full(str(err)) from None
         except ClosedError:
             raise self._not_ready() from None
-        try:
-            return await _awaited(future)
-        except ExpiredError:
-            raise DeadlineExceededError(f"{self.name} had no verdict within the deadline") from None
 
     def count_answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
         """Count the images and the stages of one request whose reply is about to be sent; on the event loop."""
@@ -193,14 +182,17 @@ class Engine:
         )
 
     @property
+    def depth(self) -> int:
+        """Images that wait."""
+        return self._batcher.depth
+
+    @property
     def retry_after_s(self) -> int:
         """Whole seconds, at least 1, in which what waits now should be done."""
         return max(1, math.ceil(self._batcher.depth * self._image_s))
 
     def _full(self, why: str) -> QueueFullError:
-        return QueueFullError(
-            f"the queue of {self.name} is full: {why}; try again in {self.retry_after_s} s", self.retry_after_s
-        )
+        return full(self.name, why, self.retry_after_s)
 
     def _not_ready(self) -> NotReadyError:
         if self._state == "died":
@@ -272,24 +264,6 @@ class Engine:
                 for verdict, row, ask in zip(found, scored.logits.numpy(), asked, strict=True)
             ]
         return found
-
-
-async def _awaited(future: Future[T]) -> T:
-    """Await a future of another thread, and cancel it where that is cancelled, as asyncio.wrap_future at less cost."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(_wake, done))
-    try:
-        await done
-    except asyncio.CancelledError:
-        future.cancel()
-        raise
-    return future.result()
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def verdicts(predictions: Predictions) -> list[Verdict]:

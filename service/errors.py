@@ -134,6 +134,16 @@ class DeadlineExceededError(ServiceError):
     """The request's time was up before its verdict."""
 
 
+def full(model: str, why: str, retry_after_s: int) -> QueueFullError:
+    """Return the refusal of images by a model whose queue has no room for them."""
+    return QueueFullError(f"the queue of {model} is full: {why}; try again in {retry_after_s} s", retry_after_s)
+
+
+def late(model: str) -> DeadlineExceededError:
+    """Return the answer to a request whose time is up."""
+    return DeadlineExceededError(f"{model} had no verdict within the deadline")
+
+
 @dataclass(frozen=True)
 class Answer:
     """How an error is answered: HTTP status and a code for programs; what it means stands in docs and OpenAPI."""
@@ -171,7 +181,7 @@ ANSWERS: dict[type[Exception], Answer] = {
     ClientLeftError: Answer(499, "client_left", "The client left before its answer; for metrics and log alone."),
     QueueFullError: Answer(429, "queue_full", "Too much is waiting already; try again after Retry-After seconds."),
     NotReadyError: Answer(503, "not_ready", "The model is not loaded, or the server is stopping; try another replica."),
-    EngineDiedError: Answer(503, "engine_died", "The model's engine died; the server is about to stop."),
+    EngineDiedError: Answer(503, "engine_died", "The model's engine died; try again, or another replica."),
     DeadlineExceededError: Answer(504, "deadline_exceeded", "The verdict was not there within the deadline."),
 }
 INTERNAL = Answer(500, "internal_error", "A fault of the server; its log has the request id.")

@@ -4,13 +4,13 @@ import shlex
 import socket
 
 import model_store
-from service.models import Models
+from service.served_models import Models
 
 
-def greeting(models: Models, listener: socket.socket, *, closed: bool) -> str:
+def greeting(models: Models, url: str, *, closed: bool, workers: int = 1) -> str:
     """Return a few lines for the person who started the server; a closed one wants a key."""
-    url = address(listener)
-    lines = [f"energy-ood {model_store.__version__} on {url}"]
+    processes = f", {workers} workers," if workers > 1 else ""
+    lines = [f"energy-ood {model_store.__version__}{processes} on {url}"]
     for engine in models.engines:
         verdict = engine.bundle.manifest.verdict
         calibration = engine.bundle.manifest.calibrations[verdict]

@@ -14,9 +14,9 @@ from starlette.requests import Request
 
 from service.batcher import Waited
 from service.bodies import Lease, read_body
-from service.engine import Engine, Pixels, Verdict
-from service.errors import ClientLeftError, DeadlineExceededError, InvalidHeaderError
-from service.metrics import Stage
+from service.engine_protocol import Engine, Pixels, Verdict
+from service.errors import ClientLeftError, InvalidHeaderError, late
+from service.stages import Stage
 from service.state import state_of
 
 DEADLINE_HEADER = "x-deadline-ms"
@@ -97,7 +97,7 @@ async def _ask(engine: Engine, read: Callable[[], Awaitable[Q]], deadline: float
             )
             return question, waited, decode_s
     except TimeoutError:
-        raise DeadlineExceededError(f"{engine.name} had no verdict within the deadline") from None
+        raise late(engine.name) from None
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

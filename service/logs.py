@@ -12,8 +12,13 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class JsonFormatter(logging.Formatter):
     """Time, level, logger and message, then whatever fields the caller gave as `extra`.
 
-    Messages are constants; what varies is in fields, where JSON escapes it.
+    Messages are constants; what varies is in fields, where JSON escapes it. Where several processes write, each line
+    names its own.
     """
+
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__()
+        self._process = {} if process is None else {"process": process}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -23,16 +28,17 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= self._process
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return _encode(line)
 
 
-def set_up(level: str) -> None:
-    """Send every log line and Python warning of the process to standard error as JSON."""
+def set_up(level: str, process: str | None = None) -> None:
+    """Send every log line and Python warning of the process to standard error as JSON; `process` is its name."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     for noisy in ("uvicorn", "uvicorn.error", "asyncio"):

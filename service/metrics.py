@@ -5,12 +5,9 @@ Series exist from the start, at 0, so that rates of what has not happened yet ca
 
 import platform
 import re
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
-from typing import Literal
+from importlib.metadata import version
 
-import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,17 +19,15 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 import model_store
 from model_store.manifest import Manifest
 from service.batcher import DropReason
+from service.counts import Counts, ModelCounts
 from service.errors import ANSWERS, INTERNAL
+from service.histogram import BucketHistogram
+from service.stages import STAGES, Stage
 
-Stage = Literal["decode", "queue", "forward", "total"]
-STAGES: tuple[Stage, ...] = ("decode", "queue", "forward", "total")
 DROP_REASONS: tuple[DropReason, ...] = ("client_left", "deadline")
 DECISIONS = {False: "in_distribution", True: "ood"}
 UNMATCHED = "unmatched"
@@ -45,51 +40,22 @@ SECONDS_EDGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 BATCH_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 MODEL_LABELS = ("model", "version")
+PROCESSES = ("engine", "worker")
+"""What a server of several processes starts anew when it is gone."""
 
 
-class ScoreHistogram(Collector):
-    """A Prometheus histogram whose bucket edges are each model's own. One thread observes and collects.
+class Routes:
+    """The path templates that a server has, such as `/models/{model}/predict`."""
 
-    Where edges are below 0 Prometheus has it without `_sum` and `_count`: a sum that may fall is no counter, and the
-    count is that of the bucket +Inf.
-    """
+    def __init__(self, templates: Iterable[str]) -> None:
+        self.templates = frozenset(templates)
+        self._patterns = [(route, re.compile(re.sub(r"{\w+}", "[^/]+", route))) for route in self.templates]
 
-    def __init__(self, name: str, documentation: str) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._children: dict[tuple[str, ...], ScoreBuckets] = {}
-
-    def add(self, labels: tuple[str, ...], edges: Sequence[float]) -> "ScoreBuckets":
-        """Begin the series of one model, empty; `edges` are finite and ascend."""
-        self._children[labels] = ScoreBuckets(edges)
-        return self._children[labels]
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the family, with every model's series."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=MODEL_LABELS)
-        for labels, buckets in self._children.items():
-            family.add_metric(labels, buckets.cumulative(), buckets.sum)
-        yield family
-
-
-class ScoreBuckets:
-    """The counts of one model's series. Buckets are closed above: an observation equal to an edge is below it."""
-
-    def __init__(self, edges: Sequence[float]) -> None:
-        self._edges = tuple(edges)
-        self._counts = [0] * (len(edges) + 1)
-        self.sum = 0.0
-
-    def observe(self, values: Sequence[float]) -> None:
-        """Count values."""
-        for value in values:
-            self._counts[bisect_left(self._edges, value)] += 1
-        self.sum += sum(values)
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Return (le, count of all at or below it), ending with +Inf."""
-        names = [floatToGoString(edge) for edge in (*self._edges, float("inf"))]  # type: ignore[no-untyped-call]
-        return list(zip(names, map(float, accumulate(self._counts)), strict=True))
+    def of(self, path: str) -> str:
+        """Return the template that a path is of, or UNMATCHED."""
+        if path in self.templates:
+            return path
+        return next((template for template, pattern in self._patterns if pattern.fullmatch(path)), UNMATCHED)
 
 
 class Metrics:
@@ -100,8 +66,7 @@ class Metrics:
         # They are a time beside every counter, which Prometheus does not use.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        self.routes = frozenset(routes)
-        self._patterns = [(route, re.compile(re.sub(r"{\w+}", "[^/]+", route))) for route in self.routes]
+        self.routes = Routes(routes)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.requests = self._counter("ood_http_requests", "Requests by route and status.", ("route", "status"))
@@ -110,8 +75,8 @@ class Metrics:
         self.dropped = self._counter(
             "ood_dropped_requests", "Requests thrown out of a queue before their turn.", (*MODEL_LABELS, "reason")
         )
-        self.stage_seconds = self._histogram(
-            "ood_stage_seconds", "Seconds a request spent in each stage.", (*MODEL_LABELS, "stage"), SECONDS_EDGES
+        self.stage_seconds = self._bucket_histogram(
+            "ood_stage_seconds", "Seconds a request spent in each stage.", (*MODEL_LABELS, "stage")
         )
         self.batch_seconds = self._histogram(
             "ood_batch_seconds", "Seconds a batch took in the network.", MODEL_LABELS, SECONDS_EDGES
@@ -127,31 +92,51 @@ class Metrics:
         self.model_info = self._gauge("ood_model_info", "1; what is served.", (*MODEL_LABELS, "sha256", "runtime"))
         self.build_info = self._gauge("ood_build_info", "1; what serves.", ("version", "python", "torch"))
         self.pending_bytes = self._gauge("ood_pending_bytes", "Bytes of request bodies held.", ())
-        self.p_value = ScoreHistogram("ood_p_value", "Conformal p-values; flat on in-distribution traffic.")
-        self.negative_energy = ScoreHistogram("ood_negative_energy", "Negative energies; their threshold is an edge.")
-        self.registry.register(self.p_value)
-        self.registry.register(self.negative_energy)
-        self.build_info.labels(model_store.__version__, platform.python_version(), torch.__version__).set(1)
+        self.http_workers = self._gauge("ood_http_workers", "HTTP processes that ask the engines.", ())
+        self.restarts = self._counter(
+            "ood_process_restarts", "Processes of the server that were replaced.", ("process",)
+        )
+        self.p_value = self._bucket_histogram(
+            "ood_p_value", "Conformal p-values; flat on in-distribution traffic.", MODEL_LABELS
+        )
+        self.negative_energy = self._bucket_histogram(
+            "ood_negative_energy", "Negative energies; their threshold is an edge.", MODEL_LABELS
+        )
+        self.build_info.labels(model_store.__version__, platform.python_version(), version("torch")).set(1)
+        self._models: dict[str, ModelMetrics] = {}
         self._begin()
 
     def _begin(self) -> None:
-        for route in (*sorted(self.routes), UNMATCHED):
+        for route in (*sorted(self.routes.templates), UNMATCHED):
             for status in sorted({200, INTERNAL.status} | {answer.status for answer in ANSWERS.values()}):
                 self.requests.labels(route, str(status))
         for answer in (*ANSWERS.values(), INTERNAL):
             self.refused.labels(answer.code)
+        for process in PROCESSES:
+            self.restarts.labels(process)
 
     def model(self, manifest: Manifest) -> "ModelMetrics":
         """Begin one model's series."""
-        return ModelMetrics(self, manifest)
+        found = self._models[f"{manifest.name}@{manifest.version}"] = ModelMetrics(self, manifest)
+        return found
 
-    def route_of(self, path: str) -> str:
-        """Return the template that a path is of, or UNMATCHED."""
-        if path in self.routes:
-            return path
-        return next((template for template, pattern in self._patterns if pattern.fullmatch(path)), UNMATCHED)
+    def count_request(self, path: str, status: int, code: str | None) -> None:
+        """Count a request that was answered; `code` is that of its error."""
+        self.requests.labels(self.routes.of(path), str(status)).inc()
+        if code:
+            self.refused.labels(code).inc()
 
-    def exposition(self) -> bytes:
+    def add(self, counts: Counts) -> None:
+        """Add what an HTTP worker has counted; of models that are served no more nothing is."""
+        for route, status, more in counts.requests:
+            self.requests.labels(route, str(status)).inc(more)
+        for code, more in counts.refused.items():
+            self.refused.labels(code).inc(more)
+        for name, counted in counts.models.items():
+            if name in self._models:
+                self._models[name].add(counted)
+
+    async def exposition(self) -> bytes:
         """Return all of it as Prometheus reads it, text format 0.0.4."""
         return generate_latest(self.registry)
 
@@ -160,6 +145,11 @@ class Metrics:
 
     def _gauge(self, name: str, documentation: str, labels: Sequence[str]) -> Gauge:
         return Gauge(name, documentation, labels, registry=self.registry)
+
+    def _bucket_histogram(self, name: str, documentation: str, labels: Sequence[str]) -> BucketHistogram:
+        histogram = BucketHistogram(name, documentation, labels)
+        self.registry.register(histogram)
+        return histogram
 
     def _histogram(self, name: str, documentation: str, labels: Sequence[str], edges: Sequence[float]) -> Histogram:
         return Histogram(name, documentation, labels, registry=self.registry, buckets=edges)
@@ -174,7 +164,7 @@ class ModelMetrics:
         calibration = manifest.calibrations[manifest.verdict]
         self._images = {flag: metrics.images.labels(*self._labels, name) for flag, name in DECISIONS.items()}
         self._dropped = {reason: metrics.dropped.labels(*self._labels, reason) for reason in DROP_REASONS}
-        self._stages = {stage: metrics.stage_seconds.labels(*self._labels, stage) for stage in STAGES}
+        self._stages = {stage: metrics.stage_seconds.add((*self._labels, stage), SECONDS_EDGES) for stage in STAGES}
         self._batch_seconds = metrics.batch_seconds.labels(*self._labels)
         self._batch_images = metrics.batch_images.labels(*self._labels)
         self._p_value = metrics.p_value.add(self._labels, P_VALUE_EDGES)
@@ -213,4 +203,13 @@ class ModelMetrics:
         self._p_value.observe(p_values)
         self._negative_energy.observe(negative_energies)
         for stage, value in seconds.items():
-            self._stages[stage].observe(value)
+            self._stages[stage].observe((value,))
+
+    def add(self, counted: ModelCounts) -> None:
+        """Add what an HTTP worker has counted."""
+        self._images[False].inc(counted.in_distribution)
+        self._images[True].inc(counted.ood)
+        self._p_value.add(counted.p_value.counts, counted.p_value.sum)
+        self._negative_energy.add(counted.negative_energy.counts, counted.negative_energy.sum)
+        for stage, observed in counted.stages.items():
+            self._stages[stage].add(observed.counts, observed.sum)

@@ -79,10 +79,8 @@ class RequestScope:
         self._count(request, status, time.monotonic() - begun)
 
     def _count(self, request: Request, status: int, seconds: float) -> None:
-        metrics = self._state().metrics
-        metrics.requests.labels(metrics.route_of(request.scope["path"]), str(status)).inc()
-        if code := getattr(request.state, "error_code", None):
-            metrics.refused.labels(code).inc()
+        code = getattr(request.state, "error_code", None)
+        self._state().metrics.count_request(request.scope["path"], status, code)
         log.info(
             "request",
             extra={

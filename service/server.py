@@ -47,14 +47,13 @@ def bind(host: str, port: int) -> socket.socket:
     return claimed
 
 
-class Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn's server, except for how it ends.
 
-    SIGTERM: readiness fails, `drain_delay_s` passes, the listener closes, what was accepted is answered. SIGINT, or
-    the death of an engine: the same without the delay. A second signal: at once.
+    Readiness fails, a delay passes, the listener closes, what was accepted is answered.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, greeting: str) -> None:
+    def __init__(self, app: FastAPI, state: State) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -66,37 +65,19 @@ class Server(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+                timeout_graceful_shutdown=math.ceil(state.settings.drain_timeout_s),
             )
         )
-        self._state: State = app.state.service
-        self._drain_delay_s = settings.drain_delay_s
-        self._greeting = greeting
+        self._state = state
         self._leave_at = math.inf
-        self._signalled = False
 
-    @property
-    def engine_died(self) -> bool:
-        """Whether an engine has died, at any time."""
-        return any(engine.health == "died" for engine in self._state.models.engines)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
-        await super().startup(sockets)
-        print(self._greeting, flush=True)  # noqa: T201
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to drain, or leave at once if that was begun already."""
-        if self._signalled:
-            self.force_exit = self.should_exit = True
-        else:
-            self._signalled = True
-            self._drain(self._drain_delay_s if sig == signal.SIGTERM else 0.0)
+    def drain(self, delay_s: float) -> None:
+        """Fail readiness, and leave in `delay_s`, or sooner if that was said before."""
+        self._state.draining = True
+        self._leave_at = min(self._leave_at, time.monotonic() + delay_s)
 
     async def on_tick(self, counter: int) -> bool:
         """Look, ten times a second, whether it is time to leave."""
-        if self.engine_died:
-            self._drain(0.0)
         return await super().on_tick(counter) or time.monotonic() >= self._leave_at
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -130,9 +111,43 @@ class Server(uvicorn.Server):
         while time.monotonic() < until and any(_silent(connection) for connection in self.server_state.connections):
             await asyncio.sleep(0.01)
 
-    def _drain(self, delay_s: float) -> None:
-        self._state.draining = True
-        self._leave_at = min(self._leave_at, time.monotonic() + delay_s)
+
+class Server(DrainingServer):
+    """The one process that serves and runs the models.
+
+    SIGTERM: it drains, with `drain_delay_s`. SIGINT, or the death of an engine: the same without the delay. A second
+    signal: at once.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings, greeting: str) -> None:
+        super().__init__(app, app.state.service)
+        self._drain_delay_s = settings.drain_delay_s
+        self._greeting = greeting
+        self._signalled = False
+
+    @property
+    def engine_died(self) -> bool:
+        """Whether an engine has died, at any time."""
+        return any(engine.health == "died" for engine in self._state.models.engines)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        print(self._greeting, flush=True)  # noqa: T201
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain, or leave at once if that was begun already."""
+        if self._signalled:
+            self.force_exit = self.should_exit = True
+        else:
+            self._signalled = True
+            self.drain(self._drain_delay_s if sig == signal.SIGTERM else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look, ten times a second, whether an engine has died."""
+        if self.engine_died:
+            self.drain(0.0)
+        return await super().on_tick(counter)
 
 
 def _silent(connection: object) -> bool:

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import BundleError
 from model_store.images import DecodeLimits
-from model_store.runtimes import RuntimeChoice
-from model_store.store import SHIPPED, BundleRef
+from model_store.refs import SHIPPED, BundleRef
+from model_store.runtime_names import RuntimeChoice
 
 PREFIX = "OOD_"
 
@@ -47,6 +47,12 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="HTTP processes; 1 runs the models itself, more stand in front of one process that does.",
+    )
 
     store: Path = Field(default=SHIPPED, description="Folder of bundles, `<name>/<version>/`; ours if not given.")
     models: CommaSeparated = Field(

@@ -1,14 +1,24 @@
 """What the routes of one server share."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 
 from service.bodies import PendingBytes
 from service.decoding import Decoder
-from service.metrics import Metrics
-from service.models import Models
+from service.served_models import Models
 from service.settings import Settings
+
+
+class RequestMetrics(Protocol):
+    """Where requests are counted."""
+
+    def count_request(self, path: str, status: int, code: str | None) -> None:
+        """Count a request that was answered; `code` is that of its error."""
+
+    async def exposition(self) -> bytes:
+        """Return every metric of the server as Prometheus reads it."""
 
 
 @dataclass
@@ -16,7 +26,7 @@ class State:
     """One server's parts; `models` is replaced as a whole, `draining` is set once."""
 
     settings: Settings
-    metrics: Metrics
+    metrics: RequestMetrics
     models: Models
     decoder: Decoder
     pending: PendingBytes

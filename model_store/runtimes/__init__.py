@@ -1,6 +1,7 @@
 """How a network is executed: pixels in, float32 logits and features out."""
 
-from model_store.runtimes.choice import RunnableNetwork, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.runtime_names import RuntimeChoice
+from model_store.runtimes.choice import RunnableNetwork, RuntimeOptions, run_accepted
 from model_store.runtimes.openvino_runtime import OpenVinoRuntime
 from model_store.runtimes.runtime import Runtime
 from model_store.runtimes.torch_runtime import TorchRuntime

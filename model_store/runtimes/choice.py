@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from model_store.errors import BundleError, RuntimeUnavailableError
 from model_store.manifest import PreprocessSpec
+from model_store.runtime_names import RuntimeChoice
 from model_store.runtimes.openvino_cache import OpenVinoCache
 from model_store.runtimes.openvino_ir import OpenVinoIr, convert, openvino_is_installed
 from model_store.runtimes.openvino_runtime import OpenVinoRuntime
@@ -19,7 +20,6 @@ from model_store.runtimes.torch_runtime import Mode, Precision, TorchRuntime
 
 logger = logging.getLogger(__name__)
 
-RuntimeChoice = Literal["auto", "torch-eager", "torch-compiled", "openvino"]
 Accepted = TypeVar("Accepted")
 
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from service.engine import Engine
+from service.engine_protocol import Engine
 from service.errors import UnknownModelError
-from service.models import Models
 from service.open_inference.schemas import IndexEntry, ModelConfig, ModelMetadata, TensorConfig, TensorMetadata
+from service.served_models import Models
 
 BYTES_SUFFIX = "-bytes"
 INPUT = "IMAGE"

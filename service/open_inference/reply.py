@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from service.engine import Verdict
+from service.engine_protocol import Verdict
 from service.open_inference.model import OUTPUTS, OutputName, ServedModel
 from service.open_inference.request import ParsedRequest
 
@@ -54,8 +54,5 @@ def column(name: OutputName, verdicts: Sequence[Verdict]) -> NDArray[Any]:
 
 def _parameters(model: ServedModel) -> dict[str, str | float]:
     bundle = model.engine.bundle
-    return {
-        "sha256": bundle.sha256,
-        "verdict": bundle.manifest.verdict,
-        "threshold": float(bundle.predictor.threshold),
-    }
+    verdict = bundle.manifest.verdict
+    return {"sha256": bundle.sha256, "verdict": verdict, "threshold": bundle.manifest.calibrations[verdict].threshold}

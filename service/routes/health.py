@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.models import label
 from service.routes.documentation import error_responses
 from service.schemas import HealthReply
+from service.served_models import label
 from service.state import State, state_of
 
 router = APIRouter(tags=["operation"])
@@ -26,10 +26,10 @@ async def readyz(request: Request, response: Response) -> HealthReply:
     return _health(state, response, why_not_ready(state))
 
 
-@router.get("/metrics", response_class=Response, responses=error_responses(401), summary="Metrics for Prometheus")
+@router.get("/metrics", response_class=Response, responses=error_responses(401, 503), summary="Metrics for Prometheus")
 async def metrics(request: Request) -> Response:
     """Give every metric in Prometheus's text format."""
-    return Response(state_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return Response(await state_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 def why_not_live(state: State) -> str | None:

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 
 import model_store
 from model_store.images import DECODER
-from service.engine import Engine
-from service.models import FailedModel, Models
+from service.engine_protocol import Engine
 from service.routes.documentation import error_responses
 from service.schemas import InfoReply, ModelsReply, ServedModel
+from service.served_models import FailedModel, Models
 from service.settings import Settings
 from service.state import state_of
 

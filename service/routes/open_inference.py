@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import model_store
 from service.bodies import Lease, content_encoding, read_body
-from service.engine import Pixels
+from service.engine_protocol import Pixels
 from service.errors import ANSWERS, InvalidHeaderError, InvalidTensorError, MalformedJsonError
 from service.inflate import ENCODINGS, inflate
 from service.judging import Question, judge

@@ -11,7 +11,7 @@ from model_store import images
 from model_store.score_specs import OFFLINE_ONLY
 from service import arrays
 from service.bodies import Lease, encoded_images
-from service.engine import Engine, Pixels, Verdict
+from service.engine_protocol import Engine, Pixels, Verdict
 from service.errors import InvalidFieldError
 from service.judging import Judged, Question, judge
 from service.routes.direct import DirectRoute
@@ -91,15 +91,15 @@ def _asks_for_all_scores(request: Request) -> bool:
 
 
 def _reply(request: Request, engine: Engine, judged: Judged[Question]) -> Response:
-    manifest, predictor, all_scores = engine.bundle.manifest, engine.bundle.predictor, judged.question.all_scores
+    manifest, all_scores = engine.bundle.manifest, judged.question.all_scores
     reply: dict[str, Any] = {
         "model": {"name": manifest.name, "version": manifest.version, "sha256": engine.bundle.sha256},
-        "threshold": float(predictor.threshold),
+        "threshold": manifest.calibrations[manifest.verdict].threshold,
     }
     if all_scores or manifest.verdict != "negative_energy":
         reply["verdict"] = manifest.verdict
     if all_scores:
-        reply["thresholds"] = {name: float(score.threshold) for name, score in predictor.scores.items()}
+        reply["thresholds"] = {name: manifest.calibrations[name].threshold for name in manifest.score_names}
     reply["predictions"] = [_prediction(verdict, manifest.classes) for verdict in judged.verdicts]
     reply["timing_ms"] = {stage: round(1000 * value, 3) for stage, value in judged.seconds.items()}
     reply["request_id"] = request.state.request_id

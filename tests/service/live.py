@@ -102,5 +102,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def samples(url: str) -> dict[str, float]:
     """Return every sample of /metrics by its name and labels as exposed."""
-    text = httpx.get(f"{url}/metrics").raise_for_status().text
+    return samples_of(httpx.get(f"{url}/metrics").raise_for_status().text)
+
+
+def samples_of(text: str) -> dict[str, float]:
+    """Return every sample of an exposition by its name and labels."""
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}

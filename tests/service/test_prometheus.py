@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.bundle import read_manifest
-from service.metrics import P_VALUE_EDGES, Metrics, ScoreBuckets, ScoreHistogram
+from service.histogram import BucketHistogram, Buckets
+from service.metrics import MODEL_LABELS, P_VALUE_EDGES, Metrics
 from service.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -119,14 +120,14 @@ def test_the_page_lists_every_metric_with_its_type_and_labels(fresh: Running) ->
 
 
 def test_buckets_are_closed_above() -> None:
-    buckets = ScoreBuckets([1.0, 2.0, 4.0])
+    buckets = Buckets([1.0, 2.0, 4.0])
     buckets.observe([0.0, 1.0, 1.5, 2.0, 2.0, 5.0])
     assert buckets.cumulative() == [("1.0", 2), ("2.0", 5), ("4.0", 5), ("+Inf", 6)]
     assert buckets.sum == 11.5
 
 
 def test_models_have_their_own_edges() -> None:
-    registry, histogram = CollectorRegistry(), ScoreHistogram("energy", "by model")
+    registry, histogram = CollectorRegistry(), BucketHistogram("energy", "by model", MODEL_LABELS)
     registry.register(histogram)
     histogram.add(("a", "1"), [0.0, 1.0]).observe([0.5])
     histogram.add(("b", "2"), [10.0]).observe([0.5])

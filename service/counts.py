@@ -1,0 +1,38 @@
+"""What an HTTP worker has counted since it last told: the part of the metrics that the engine's process adds up."""
+
+from pydantic import BaseModel, ConfigDict
+
+from service.stages import Stage
+
+
+class Frozen(BaseModel):
+    """Frozen; unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Observed(Frozen):
+    """What a histogram has grown by: a count a bucket, the last one that above every edge, and the sum."""
+
+    counts: list[int]
+    sum: float
+
+
+class ModelCounts(Frozen):
+    """Of one model: images by decision, and the histograms of scores and stages."""
+
+    in_distribution: int
+    ood: int
+    p_value: Observed
+    negative_energy: Observed
+    stages: dict[Stage, Observed]
+
+
+class Counts(Frozen):
+    """Of one worker; models by `name@version`. `pending_bytes` is what it holds now."""
+
+    requests: list[tuple[str, int, int]]
+    """Route, status, how many."""
+    refused: dict[str, int]
+    models: dict[str, ModelCounts]
+    pending_bytes: int

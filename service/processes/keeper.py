@@ -1,0 +1,92 @@
+"""Keeps one process of the server running: whenever it ends it is started again, until it does not start any more."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from service.errors import StartError
+from service.processes.child import Child
+
+MAX_FAILURES = 4
+"""Starts in a row that may fail before the whole server gives up."""
+STABLE_S = 60.0
+"""Who has lived for so long is started again at once; others ever later."""
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 30.0
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """One process after another, in one place."""
+
+    def __init__(self, name: str, start: Callable[[], Awaitable[Child]], changed: Callable[[], None]) -> None:
+        """Make one; `changed` is called whenever a process has got ready."""
+        self.name = name
+        self.child: Child | None = None
+        self.restarts = 0
+        self._start = start
+        self._changed = changed
+        self._first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the first process, and keep one running from now on."""
+        self._task = asyncio.ensure_future(self._keep())
+
+    async def first(self) -> str:
+        """Wait until the first process is ready; return its word for the user.
+
+        Raises:
+            StartError: it did not get there.
+        """
+        if self._task is not None:
+            either: set[asyncio.Future[Any]] = {self._task, self._first}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not self._first.done():
+                await self._task
+        return await self._first
+
+    async def gave_up(self) -> None:
+        """Wait until no process starts any more, which raises StartError."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    def stop(self) -> None:
+        """Start none any more; the one that runs goes on."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _keep(self) -> None:
+        failures = short = 0
+        while True:
+            begun = time.monotonic()
+            child = self.child = await self._start()
+            if (word := await child.ready()) is None:
+                failures += 1
+            else:
+                failures = 0
+                self._got_ready(word, child)
+            status = await child.ended()
+            self._require_hope(failures, child.reason)
+            short = short + 1 if time.monotonic() - begun < STABLE_S else 0
+            delay_s = min(FIRST_DELAY_S * 2 ** (short - 2), LONGEST_DELAY_S) if short > 1 else 0.0
+            self.restarts += 1
+            log.error(
+                "process replaced",
+                extra={"child": self.name, "status": status, "reason": child.reason, "delay_s": delay_s},
+            )
+            await asyncio.sleep(delay_s)
+
+    def _got_ready(self, word: str, child: Child) -> None:
+        if not self._first.done():
+            self._first.set_result(word)
+        log.info("process ready", extra={"child": self.name, "pid": child.pid})
+        self._changed()
+
+    def _require_hope(self, failures: int, reason: str) -> None:
+        if failures and not self._first.done():
+            raise StartError(reason)
+        if failures >= MAX_FAILURES:
+            raise StartError(f"the {self.name} process did not start again, {failures} times in a row: {reason}")

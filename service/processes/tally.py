@@ -1,0 +1,96 @@
+"""What one HTTP worker counts, until the engine's process, which has the metrics, is told."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from model_store.manifest import Manifest
+from service.counts import Counts, ModelCounts, Observed
+from service.engine_protocol import Verdict
+from service.histogram import Buckets
+from service.metrics import P_VALUE_EDGES, SECONDS_EDGES, Routes
+from service.stages import STAGES, Stage
+
+
+class Tally:
+    """The counts of a worker. One thread uses it."""
+
+    def __init__(self, routes: Iterable[str], pending_bytes: Callable[[], int]) -> None:
+        """Begin at 0; `routes` are the path templates of the server."""
+        self._routes = Routes(routes)
+        self._pending_bytes = pending_bytes
+        self._told_pending = 0
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._models: dict[str, ModelTally] = {}
+
+    def count_request(self, path: str, status: int, code: str | None) -> None:
+        """Count a request that was answered; `code` is that of its error."""
+        self._requests[self._routes.of(path), status] += 1
+        if code:
+            self._refused[code] += 1
+
+    def model(self, manifest: Manifest) -> "ModelTally":
+        """Return where the verdicts of a model are counted; a new one wherever its edges are others than before."""
+        name, edges = f"{manifest.name}@{manifest.version}", manifest.calibrations["negative_energy"].histogram_edges
+        found = self._models.get(name)
+        if found is None or found.energy_edges != tuple(edges):
+            found = self._models[name] = ModelTally(edges)
+        return found
+
+    def take(self) -> Counts | None:
+        """Return all that was counted since the last time, and begin anew; None if that is nothing."""
+        models = {name: taken for name, tally in self._models.items() if (taken := tally.take())}
+        pending = self._pending_bytes()
+        if not (self._requests or models or pending != self._told_pending):
+            return None
+        requests = [(route, status, count) for (route, status), count in self._requests.items()]
+        counts = Counts(requests=requests, refused=dict(self._refused), models=models, pending_bytes=pending)
+        self._requests.clear()
+        self._refused.clear()
+        self._told_pending = pending
+        return counts
+
+    def tell_all(self) -> None:
+        """Tell the bytes that are held, whatever was told before: there is another engine's process."""
+        self._told_pending = 0
+
+
+class ModelTally:
+    """The counts of one model."""
+
+    def __init__(self, energy_edges: Sequence[float]) -> None:
+        self.energy_edges = tuple(energy_edges)
+        self._begin()
+
+    def answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
+        """Count one request's images and where its time went."""
+        for verdict in found:
+            self._decisions[verdict.is_ood] += 1
+        self._p_value.observe(verdict.p_value for verdict in found)
+        self._negative_energy.observe(verdict.negative_energy for verdict in found)
+        for stage, value in seconds.items():
+            self._stages[stage].observe((value,))
+
+    def take(self) -> ModelCounts | None:
+        """Return what was counted since the last time, and begin anew; None if that is nothing."""
+        if not sum(self._decisions):
+            return None
+        counts = ModelCounts(
+            in_distribution=self._decisions[False],
+            ood=self._decisions[True],
+            p_value=_observed(self._p_value),
+            negative_energy=_observed(self._negative_energy),
+            stages={stage: _observed(buckets) for stage, buckets in self._stages.items()},
+        )
+        self._begin()
+        return counts
+
+    def _begin(self) -> None:
+        self._decisions = [0, 0]
+        self._p_value = Buckets(P_VALUE_EDGES)
+        self._negative_energy = Buckets(self.energy_edges)
+        self._stages = {stage: Buckets(SECONDS_EDGES) for stage in STAGES}
+
+
+def _observed(buckets: Buckets) -> Observed:
+    return Observed(counts=buckets.counts, sum=buckets.sum)
