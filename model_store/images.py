@@ -51,6 +51,8 @@ _MAX_SIDE = 65_535
 _MAX_JPEG_PARTS = 100
 # A 20 MiB PNG in chunks of 1 KiB, three reads each, is below a quarter of it; Pillow takes about 1 us per read.
 _MAX_READS = 2**18
+# Shorter files, read by the byte, are below _MAX_READS; to count their reads takes a tenth of a small image's time.
+_MANY_BYTES = 2**16
 # Converted at once; to convert a whole image would double its memory.
 _STRIP_PIXELS = 2**18
 # How much larger than needed a JPEG stays that is scaled down while decoding. The result then differs from that of
@@ -224,7 +226,7 @@ def _decode(encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple
 
 
 def _read(kind: _Format, encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple[Pixels, Box, int]:
-    image = kind.file(_Source(encoded))
+    image = kind.file(io.BytesIO(encoded) if len(encoded) < _MANY_BYTES else _Source(encoded))
     stored = _check_pixels(image, limits)
     drafted = image.draft(None, (at_least, at_least)) if at_least else None
     box = drafted[1] if drafted else (0, 0, *image.size)

@@ -28,6 +28,7 @@ from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
 from service.open_inference.reply import JSON_LENGTH_HEADER
 from service.routes import health, models, open_inference, predict
+from service.routes.direct import DirectRoutes
 from service.settings import Settings
 from service.state import State
 
@@ -87,6 +88,7 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
     app.state.service = state
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(DirectRoutes, routers=ROUTERS)
     app.add_middleware(RequestScope, state=lambda: state)
     app.add_middleware(open_inference.WithoutSlash)
     if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token

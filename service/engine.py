@@ -1,6 +1,5 @@
 """One model on one device of this process: its queue, the thread that runs it, its health, its part of the metrics."""
 
-import asyncio
 import logging
 import math
 import time
@@ -18,6 +17,7 @@ from model_store.score_specs import ScoreName
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
 from service.engine_protocol import Health, Pixels, ScoreVerdict, Verdict
 from service.errors import EngineDiedError, NotReadyError, QueueFullError, full, late
+from service.futures import result_of
 from service.metrics import ModelMetrics
 from service.stages import Stage
 
@@ -152,7 +152,7 @@ class LocalEngine:
         """
         future = self.submit(images, deadline, all_scores=all_scores, logits=logits)
         try:
-            return await asyncio.wrap_future(future)
+            return await result_of(future)
         except ExpiredError:
             raise late(self.name) from None
 

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -102,21 +102,23 @@ async def _ask(engine: Engine, read: Callable[[], Awaitable[Q]], deadline: float
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    asking = cast("asyncio.Task[Any]", asyncio.current_task())
+    leaving = asyncio.ensure_future(_cancel_at_disconnect(request, asking))
     try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise ClientLeftError("the client left before the answer")
-        return answer.result()
+        return await work
+    except asyncio.CancelledError:
+        if not leaving.done():  # it is the server that stops
+            raise
+        asking.uncancel()
+        raise ClientLeftError("the client left before the answer") from None
     finally:
-        gone.cancel()
-        answer.cancel()
+        leaving.cancel()
 
 
-async def _disconnected(request: Request) -> None:
+async def _cancel_at_disconnect(request: Request, asking: asyncio.Task[Any]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    asking.cancel()
 
 
 def _budget_s(request: Request, longest: float) -> float:

@@ -53,6 +53,8 @@ class Routes:
 
     def of(self, path: str) -> str:
         """Return the template that a path is of, or UNMATCHED."""
+        if path in self.templates:
+            return path
         return next((template for template, pattern in self._patterns if pattern.fullmatch(path)), UNMATCHED)
 
 
@@ -197,7 +199,7 @@ class ModelMetrics:
     ) -> None:
         """Count one request's images and where its time went."""
         for flag, series in self._images.items():
-            series.inc(sum(1 for found in flags if found is flag))
+            series.inc(flags.count(flag))
         self._p_value.observe(p_values)
         self._negative_energy.observe(negative_energies)
         for stage, value in seconds.items():

@@ -39,8 +39,7 @@ class Protocol(HttpToolsProtocol):
         """Take what came, and give up on a head that grows without end."""
         if self._in_head:
             self._head_bytes += len(data)
-            head, blank, body = data.partition(b"\r\n\r\n")
-            data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + blank + body
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self.transport.write(_TOO_LARGE)
@@ -61,3 +60,12 @@ class Protocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Rename the offer in the part of `data` that is a request's head."""
+    end = data.find(b"\r\n\r\n")
+    end = len(data) if end < 0 else end
+    if not _UPGRADE.search(data, 0, end):
+        return data
+    return _UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:]

@@ -64,6 +64,7 @@ class DrainingServer(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ws="none",
                 server_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=math.ceil(state.settings.drain_timeout_s),
             )
         )

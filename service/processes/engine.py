@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -41,6 +42,7 @@ def main() -> None:
             control.report("failed", str(err))
             leave(1)
         hello = greeting(models, config.url, closed=bool(settings.api_keys), workers=settings.workers)
+        gc.freeze()  # as in service.cli
         process = EngineProcess(settings, control, models, metrics, orders)
         leave(runner.run(process.serve(socket.socket(fileno=config.listener), hello)))
 

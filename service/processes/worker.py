@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -71,6 +72,7 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
         await remote.link.close()
 
     server = WorkerServer(make_app(state, lifespan), state, control, orders)
+    gc.freeze()  # as in service.cli
     await server.serve(sockets=[socket.socket(fileno=config.listener)])
 
 

@@ -34,12 +34,11 @@ from service.open_inference.schemas import (
     ReadyReply,
     ServerMetadata,
 )
+from service.routes.direct import DirectRoute
 from service.routes.health import why_not_live, why_not_ready
 from service.state import State, state_of
 
 EXTENSIONS = ["binary_tensor_data", "model_configuration"]
-_MAX_INLINE_JSON = 4096
-"""JSON up to this is parsed at once; longer, which holds numbers or files, off the event loop."""
 _MAX_INDEX_BYTES = 1000
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 router = APIRouter(tags=["Open Inference Protocol v2"])
@@ -163,10 +162,29 @@ async def config(request: Request) -> ModelConfig:
     return served.config(_asked(request), state_of(request).settings.max_images_per_request)
 
 
-@_of_model("POST", "/infer", summary="Judge images", **INFER)
-async def infer(request: Request) -> Response:
+async def infer(request: Request, model: Model) -> Response:
     """Give label, logits, negative energy and OOD flag of a tensor of images."""
-    return await _infer(request, _asked(request))
+    return await _infer(request, served.find(state_of(request).models, model, None))
+
+
+async def infer_by_version(request: Request, model: Model, version: Version) -> Response:
+    """Give label, logits, negative energy and OOD flag of a tensor of images."""
+    return await _infer(request, served.find(state_of(request).models, model, version))
+
+
+for _path, _endpoint in (
+    ("/v2/models/{model}/infer", infer),
+    ("/v2/models/{model}/versions/{version}/infer", infer_by_version),
+):
+    router.add_api_route(
+        _path,
+        _endpoint,
+        methods=["POST"],
+        name="infer",
+        summary="Judge images",
+        route_class_override=DirectRoute,
+        **INFER,
+    )
 
 
 @router.post("/v2/repository/index", responses=_errors(400, 401, 413), summary="List the models")
@@ -224,9 +242,7 @@ async def _inflated(request: Request, body: bytes, lease: Lease) -> bytes:
 
 async def _parsed(state: State, model: ServedModel, body: bytes, json_bytes: int | None) -> ParsedRequest:
     work = partial(parse, body, json_bytes, model.input, max_images=state.settings.max_images_per_request)
-    if (len(body) if json_bytes is None else json_bytes) <= _MAX_INLINE_JSON:
-        return work()
-    return await state.decoder.run(work)
+    return await state.decoder.run_by_size(work, len(body) if json_bytes is None else json_bytes)
 
 
 async def _pixels(state: State, model: ServedModel, parsed: ParsedRequest) -> Sequence[Pixels]:

@@ -1,9 +1,11 @@
 """POST an image, or many, and get verdicts."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
+from pydantic_core import to_json
 
 from model_store import images
 from model_store.score_specs import OFFLINE_ONLY
@@ -12,12 +14,13 @@ from service.bodies import Lease, encoded_images
 from service.engine_protocol import Engine, Pixels, Verdict
 from service.errors import InvalidFieldError
 from service.judging import Judged, Question, judge
+from service.routes.direct import DirectRoute
 from service.routes.documentation import PREDICT_BODY, error_responses
-from service.schemas import ModelName, Prediction, PredictReply, ScorePrediction, Timing
+from service.schemas import PredictReply
 from service.state import State, state_of
 
 SCORES_PARAMETER = "scores"
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], route_class=DirectRoute)
 
 _PREDICT_RESPONSES = error_responses(400, 401, 404, 405, 408, 411, 413, 415, 422, 429, 503, 504)
 
@@ -66,7 +69,8 @@ async def _pixels(state: State, engine: Engine, body: bytes, content_type: str) 
         return await state.decoder.decode([body], spec)
     if arrays.looks_like_array(body) or content_type.partition(";")[0].strip().lower() == arrays.MEDIA_TYPE:
         return list(arrays.read_array(body, spec, max_images=most))
-    encoded = await state.decoder.run(lambda: encoded_images(body, content_type, max_images=most))
+    work = partial(encoded_images, body, content_type, max_images=most)
+    encoded = await state.decoder.run_by_size(work, len(body))
     engine.require_room(len(encoded))
     return await state.decoder.decode(encoded, spec)
 
@@ -88,28 +92,29 @@ def _asks_for_all_scores(request: Request) -> bool:
 
 def _reply(request: Request, engine: Engine, judged: Judged[Question]) -> Response:
     manifest, all_scores = engine.bundle.manifest, judged.question.all_scores
-    thresholds = {name: manifest.calibrations[name].threshold for name in manifest.score_names}
-    reply = PredictReply(
-        model=ModelName(name=manifest.name, version=manifest.version, sha256=engine.bundle.sha256),
-        threshold=thresholds[manifest.verdict],
-        verdict=manifest.verdict if all_scores or manifest.verdict != "negative_energy" else None,
-        thresholds=thresholds if all_scores else None,
-        predictions=[_prediction(verdict, manifest.classes) for verdict in judged.verdicts],
-        timing_ms=Timing(**{stage: round(1000 * value, 3) for stage, value in judged.seconds.items()}),
-        request_id=request.state.request_id,
-    )
-    return Response(reply.model_dump_json(exclude_none=True), media_type="application/json")
+    reply: dict[str, Any] = {
+        "model": {"name": manifest.name, "version": manifest.version, "sha256": engine.bundle.sha256},
+        "threshold": manifest.calibrations[manifest.verdict].threshold,
+    }
+    if all_scores or manifest.verdict != "negative_energy":
+        reply["verdict"] = manifest.verdict
+    if all_scores:
+        reply["thresholds"] = {name: manifest.calibrations[name].threshold for name in manifest.score_names}
+    reply["predictions"] = [_prediction(verdict, manifest.classes) for verdict in judged.verdicts]
+    reply["timing_ms"] = {stage: round(1000 * value, 3) for stage, value in judged.seconds.items()}
+    reply["request_id"] = request.state.request_id
+    return Response(to_json(reply), media_type="application/json")
 
 
-def _prediction(verdict: Verdict, classes: Sequence[str]) -> Prediction:
-    scores = verdict.scores
-    shown = None if scores is None else {name: ScorePrediction(**score._asdict()) for name, score in scores.items()}
-    return Prediction(
-        class_id=verdict.class_id,
-        class_name=classes[verdict.class_id],
-        confidence=verdict.confidence,
-        negative_energy=verdict.negative_energy,
-        p_value=verdict.p_value,
-        is_ood=verdict.is_ood,
-        scores=shown,
-    )
+def _prediction(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
+    prediction: dict[str, Any] = {
+        "class_id": verdict.class_id,
+        "class_name": classes[verdict.class_id],
+        "confidence": verdict.confidence,
+        "negative_energy": verdict.negative_energy,
+        "p_value": verdict.p_value,
+        "is_ood": verdict.is_ood,
+    }
+    if verdict.scores is not None:
+        prediction["scores"] = {name: score._asdict() for name, score in verdict.scores.items()}
+    return prediction

@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import io
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from threading import Barrier, Event
 from typing import overload
@@ -9,13 +11,15 @@ from typing import overload
 import numpy as np
 import pytest
 from live import BUNDLE, wait_until
+from PIL import Image
 
 from model_store import images
 from model_store.bundle import read_manifest
 from model_store.images import DecodeLimits
-from service.decoding import Decoder
+from service.decoding import QUICK_BYTES, QUICK_PIXELS, Decoder
 from service.errors import BadImageError
 
+QUICK_SIDE = math.isqrt(QUICK_PIXELS)
 SPEC = read_manifest(BUNDLE).preprocess
 
 
@@ -34,6 +38,13 @@ class Watched(list[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         self.log.append(self.name)
         return super().__getitem__(index)
+
+
+def png(side: int) -> bytes:
+    """Return a plain image, of few bytes whatever its size."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), (7, 80, 190)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -73,13 +84,58 @@ def test_one_image_does_not_wait_for_the_64_of_requests_before_it(decoder: Decod
     assert len(log) == 3 * 64 + 1
 
 
+@pytest.mark.parametrize(
+    ("side", "more", "at_once"),
+    [(32, 0, True), (QUICK_SIDE, 0, True), (QUICK_SIDE + 1, 0, False), (32, QUICK_BYTES, False)],
+)
+def test_a_small_image_is_decoded_while_the_pool_is_busy(decoder: Decoder, side: int, more: int, at_once: bool) -> None:
+    """Small in pixels and in bytes: here it has more of them behind its end."""
+    free = Event()
+    encoded = png(side) + bytes(more)
+
+    async def ask() -> object:
+        busy = asyncio.ensure_future(decoder.run(free.wait))
+        asked = asyncio.ensure_future(decoder.decode([encoded], SPEC))
+        await asyncio.sleep(0)
+        assert asked.done() == at_once
+        free.set()
+        return (await asyncio.gather(busy, asked))[1]
+
+    np.testing.assert_array_equal(asyncio.run(ask()), [images.load(encoded, SPEC)])
+
+
+def test_a_small_image_for_a_large_network_is_left_to_the_pool(decoder: Decoder) -> None:
+    """It would be made larger, which takes time by the network's size."""
+    free, large = Event(), SPEC.model_copy(update={"height": QUICK_SIDE + 1, "width": QUICK_SIDE, "resize_to": None})
+
+    async def ask() -> bool:
+        busy = asyncio.ensure_future(decoder.run(free.wait))
+        asked = asyncio.ensure_future(decoder.decode([png(32)], large))
+        await asyncio.sleep(0)
+        waits = not asked.done()
+        free.set()
+        await asyncio.gather(busy, asked)
+        return waits
+
+    assert asyncio.run(ask())
+
+
+def test_limits_below_those_of_a_small_image_hold(pngs: list[bytes]) -> None:
+    decoder = Decoder(1, DecodeLimits(max_pixels=1023))
+    with pytest.raises(BadImageError, match="allowed are 1,023") as found:
+        asyncio.run(decoder.decode(pngs[:1], SPEC))
+    decoder.close()
+    assert found.value.index == 0
+
+
 def test_many_images_have_a_quarter_of_the_pool_under_a_flood_of_single_ones(
     decoder: Decoder, pngs: list[bytes]
 ) -> None:
+    """Of single ones too large to be decoded without the pool, for which each is looked at when it is asked for."""
     log: list[str] = []
-    single = [lambda: decoder.decode(Watched("single", pngs[:1], log), SPEC)] * 60
+    single = [lambda: decoder.decode(Watched("single", [png(QUICK_SIDE + 1)], log), SPEC)] * 60
     while_busy(decoder, *single, lambda: decoder.decode(Watched("bulk", pngs[:9], log), SPEC))
-    assert log[:36] == ["single", "single", "single", "bulk"] * 9
+    assert log[60:96] == ["single", "single", "single", "bulk"] * 9
 
 
 def test_the_first_bad_image_is_named_and_none_after_it_is_begun(decoder: Decoder, pngs: list[bytes]) -> None:
