@@ -7,6 +7,7 @@ few images, and so is the last layer, which makes classes and energies distinct 
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from model_store.manifest import Execution
 from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
-from model_store.runtimes.torch_runtime import Precision
 from model_store.store import BundleRef, Store
 from training.calibrate import calibrate
 from training.config import Recipe, read_recipe
@@ -26,6 +26,7 @@ from training.publish import draft_bundle, provenance
 
 IMAGES = Path(__file__).parents[1] / "tests" / "data" / "images"
 RECIPE = "cifar10-wrn-40-2"
+Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 LOGIT_OF_CLASS = 10.0
 """What the last layer is fitted to for an image's class, 0 for the others: energies near 10, as trained ones have."""

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bundles import bundle_name
+from benchmarks.bundles import Precision, bundle_name
 from benchmarks.http_requests import as_arrays, as_body, as_json, jpegs
 from benchmarks.results import Entrant, Knobs
 from benchmarks.servers import Probe, ood_serve
 from model_store.runtimes import RuntimeChoice
-from model_store.runtimes.torch_runtime import Precision
 
 OURS = "energy-ood"
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
@@ -28,18 +27,19 @@ OPEN_LOADS = {"70 % of capacity": 0.7, "300 % of capacity": 3.0}
 
 @dataclass(frozen=True)
 class EngineKind:
-    """What runs the network: `runtime` as load_bundle has it, and the bundle of which precision."""
+    """What runs the network: `runtime` as load_bundle has it, which bundle, and batches that it is tried with alone."""
 
     label: str
     runtime: RuntimeChoice
     precision: Precision
+    batch_sizes: tuple[int, ...] = (1, 8, 16, 32, 64)
 
 
 EAGER = EngineKind("eager torch float32", "torch-eager", "float32")
 OPENVINO = EngineKind("OpenVINO float32", "openvino", "float32")
 OPENVINO_BFLOAT16 = EngineKind("OpenVINO bfloat16", "openvino", "bfloat16")
-CUDA = EngineKind("CUDA float32", "auto", "float32")
-CUDA_BFLOAT16 = EngineKind("CUDA bfloat16", "auto", "bfloat16")
+CUDA = EngineKind("CUDA float32", "auto", "float32", (1, 64, 256, 1024))
+CUDA_BFLOAT16 = EngineKind("CUDA bfloat16", "auto", "bfloat16", (1, 64, 256, 1024))
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,15 @@ def cuda_contenders(pixels: NDArray[np.uint8]) -> list[Contender]:
     found = []
     for kind, workers in product((CUDA, CUDA_BFLOAT16), (1, 16)):
         ours = our_server(kind, pixels)
+        name = f"{ours.name}, {workers} HTTP worker{'s' * (workers > 1)}"
         single = [Load(connections, 1, ours.single) for connections in (1, 64, 256)]
         arrays = Load(4 * workers, 256, as_arrays(pixels, 256))
         found.append(
             replace(
                 ours,
-                entrant=ours.entrant.model_copy(update={"name": f"{ours.name}, {workers} HTTP workers"}),
+                entrant=ours.entrant.model_copy(update={"name": name}),
                 loads=[*single, arrays],
+                open_loads={},
                 options=("--max-images-per-request", "256", "--max-batch-size", "256")
                 + (("--workers", str(workers)) if workers > 1 else ()),
             )

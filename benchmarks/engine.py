@@ -48,9 +48,8 @@ def measure_apart(
     Raises:
         EngineError: the bundle cannot be run so; with what was said at the end.
     """
-    sizes = [str(size) for size in batch_sizes]
-    command = [sys.executable, "-m", "benchmarks.engine", "--store", store, "--model", model, "--runtime", runtime]
-    command += ["--cache-dir", cache, "--seconds", str(seconds), "--batch-sizes", *sizes]
+    command = [sys.executable, "-m", "benchmarks.engine", "--store", str(store), "--model", model, "--runtime", runtime]
+    command += ["--cache-dir", str(cache), "--seconds", str(seconds), "--batch-sizes", *map(str, batch_sizes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=TIMEOUT_S)
     if done.returncode:
         raise EngineError(f"benchmarks.engine ended with status {done.returncode}: {done.stderr[-2000:]}")

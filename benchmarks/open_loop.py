@@ -58,7 +58,13 @@ def percentile_ms(seconds: Sequence[float], percentile: float) -> float | None:
 
 
 def poisson_arrivals(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Return when requests are due, in seconds from the start, ascending, all before `seconds`."""
+    """Return when requests are due, in seconds from the start, ascending, all before `seconds`.
+
+    Raises:
+        ValueError: the rate is not above 0.
+    """
+    if not rate_per_s > 0:
+        raise ValueError(f"rate_per_s is {rate_per_s}; it must be above 0")
     random, expected = np.random.default_rng(seed), rate_per_s * seconds
     gaps = random.exponential(1 / rate_per_s, math.ceil(expected + 10 * math.sqrt(expected) + 10))
     due = np.cumsum(gaps)

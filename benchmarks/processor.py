@@ -52,6 +52,11 @@ class ProcessorTimes:
         return Cores(**{name: round(used / seconds, 3) for name, used in shares.items()})
 
 
+def session_is_alive(session: int) -> bool:
+    """Tell whether any process of a session runs; one that has ended and waits for its parent does not."""
+    return any(int(fields[_SESSION]) == session and fields[0] != "Z" for _, fields in _processes())
+
+
 def session_memory_mib(session: int) -> float:
     """Return the memory that the processes of a session have resident; what they share counts once (PSS)."""
     return sum(_pss_mib(pid) for pid, fields in _processes() if int(fields[_SESSION]) == session)

@@ -132,8 +132,9 @@ class Results(Frozen):
     failures: tuple[Failure, ...] = ()
 
     def closed(self, entrant: str, load: str) -> dict[int, ClosedLoad]:
-        """Return a server's measurements of a load, by round."""
-        return {turn.round: turn.closed[load] for turn in self._of(entrant) if load in turn.closed}
+        """Return a server's measurements of a load, by round; those without any answer are none."""
+        found = {turn.round: turn.closed.get(load) for turn in self._of(entrant)}
+        return {number: measured for number, measured in found.items() if measured is not None and measured.answered}
 
     def open(self, entrant: str, load: str) -> dict[int, OpenLoad]:
         """Return a server's measurements of an open load, by round."""

@@ -1,5 +1,6 @@
 """One run of the serving benchmark: peers' settings are tried, then all take turns in rounds."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import engine
-from benchmarks.bundles import BFLOAT16_TOLERANCE
+from benchmarks.bundles import BFLOAT16_TOLERANCE, bundle_name
 from benchmarks.contenders import Contender, EngineKind, Load
 from benchmarks.open_loop import Opened, percentile_ms, run_open_loop
 from benchmarks.processor import Cores, ProcessorTimes
@@ -73,14 +74,13 @@ class Plan:
     trial_s: float
     engine_s: float
     warm_up_s: float
-    batch_sizes: tuple[int, ...]
     attempts: int
     quiet_cores: float = 0.15
 
 
-FULL = Plan(3, 4, 8, 2, 1, 1, (1, 8, 16, 32, 64), attempts=3)
-"""A quarter of an hour on two cores."""
-SMALL = Plan(1, 1, 1, 1, 0.1, 1, (1, 4), attempts=1)
+FULL = Plan(rounds=3, closed_s=4, open_s=5, trial_s=2, engine_s=0.6, warm_up_s=1, attempts=3)
+"""A quarter of an hour on two cores that have nothing else to do."""
+SMALL = Plan(rounds=1, closed_s=1, open_s=1, trial_s=1, engine_s=0.1, warm_up_s=1, attempts=1)
 """To see that everything works; its figures mean nothing."""
 
 
@@ -188,6 +188,7 @@ class Run:
     def _turn(self, contender: Contender, number: int) -> Turn:
         with self._started(contender) as server:
             start = _start(server)
+            self._wrk(server, contender.fullest, self.plan.warm_up_s)
             closed = {each.name: self._closed(server, each) for each in contender.loads}
             capacity = closed[contender.fullest.name].images_per_s
             opened = {
@@ -205,10 +206,13 @@ class Run:
             )
 
     def _engine_turn(self, kind: EngineKind, number: int) -> EngineTurn:
-        ours = next(each for each in self.contenders if each.kind == kind and each.entrant.is_ours)
-        sizes, seconds = self.plan.batch_sizes, self.plan.engine_s
         found = engine.measure_apart(
-            self.store.root, ours.model, kind.runtime, self.cache, batch_sizes=sizes, seconds=seconds
+            self.store.root,
+            bundle_name(kind.precision),
+            kind.runtime,
+            self.cache,
+            batch_sizes=kind.batch_sizes,
+            seconds=self.plan.engine_s,
         )
         self.say(f"round {number}: {found.runtime} alone: {max(found.images_per_s.values()):,.0f} images/s")
         return EngineTurn(
@@ -242,13 +246,12 @@ class Run:
                     )
 
     def _expected_of(self, contender: Contender) -> list[tuple[str, float]]:
-        if contender.model not in self._expected:
-            self._expected[contender.model] = expected_verdicts(self.store, contender)
-        return self._expected[contender.model]
+        if contender.name not in self._expected:
+            self._expected[contender.name] = expected_verdicts(self.store, contender)
+        return self._expected[contender.name]
 
     def _closed(self, server: RunningServer, each: Load) -> ClosedLoad:
         """Load a server, and again while other processes disturb it, which leaves the choice to no figure of ours."""
-        self._wrk(server, each, self.plan.warm_up_s)
         for _ in range(self.plan.attempts):
             found, cores = self._wrk(server, each, self.plan.closed_s)
             if cores.others <= self.plan.quiet_cores:
@@ -265,7 +268,7 @@ class Run:
 
     def _wrk(self, server: RunningServer, each: Load, seconds: float) -> tuple[Closed, Cores]:
         before = ProcessorTimes.now(server.pid)
-        threads = max(1, min(torch.get_num_threads() // CORES_A_WRK_THREAD, each.connections))
+        threads = max(1, min(len(os.sched_getaffinity(0)) // CORES_A_WRK_THREAD, each.connections))
         found = run_wrk(server.url, each.requests, connections=each.connections, seconds=seconds, threads=threads)
         cores = before.until(ProcessorTimes.now(server.pid))
         _settle(server)

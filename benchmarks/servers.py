@@ -15,7 +15,7 @@ from typing import IO
 
 import httpx
 
-from benchmarks.processor import session_memory_mib
+from benchmarks.processor import session_is_alive, session_memory_mib
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
@@ -123,6 +123,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):  # whom it started, and it itself if it did not end
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    while session_is_alive(process.pid):  # a signal is not waited for
+        time.sleep(POLL_S)
 
 
 def _end_of(log: IO[str]) -> str:

@@ -20,10 +20,13 @@ from benchmarks.bundles import publish_wrn_40_2
 from benchmarks.conditions import conditions, peer_versions
 from benchmarks.contenders import PEERS_PYTHON, Contender, cpu_contenders, cuda_contenders
 from benchmarks.http_requests import sample_images
-from benchmarks.report import REPORT, RESULTS, report
+from benchmarks.report import FOLDER, REPORT, RESULTS, report
 from benchmarks.results import write_results
 from benchmarks.run import FULL, SMALL, Plan, Run
 from benchmarks.wrk import WrkError, find_wrk, wrk_version
+
+PARTS = Path("runs/bench")
+"""Where small runs and runs of some contenders leave their results, so that they are not taken for the whole."""
 
 
 class UnfitError(Exception):
@@ -34,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; return the exit status: 1 if a contender failed, 2 if there is nothing to measure with."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no server is left behind
     options = _parser().parse_args(arguments)
+    folder = FOLDER if not (options.small or options.only) else PARTS
+    options.out, options.report = options.out or folder / RESULTS, options.report or folder / REPORT
     try:
         return _measure(options)
     except (UnfitError, WrkError) as err:
@@ -54,6 +59,7 @@ def _measure(options: argparse.Namespace) -> int:
             run.round(number)
             write_results(options.out, run.results(where))
     results = run.results(where)
+    options.report.parent.mkdir(parents=True, exist_ok=True)
     options.report.write_text(report(results))
     print(f"{options.report}, {options.out}")
     return 1 if results.failures else 0
@@ -68,6 +74,8 @@ def chosen(device: str | None, only: Sequence[str], *, small: bool) -> list[Cont
         UnfitError: there are none, or the peers are not installed.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UnfitError("device is cuda; there is no CUDA device here")
     everyone = (cuda_contenders if device == "cuda" else cpu_contenders)(sample_images())
     found = [each for each in everyone if not only or any(part in each.name for part in only)]
     if not found:
@@ -100,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--open-seconds", type=float, help="how long each open loop lasts")
     parser.add_argument("--only", nargs="+", default=[], help="parts of contenders' names, any of which is enough")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="CUDA where there is one")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="all figures and their conditions, as JSON")
-    parser.add_argument("--report", type=Path, default=REPORT, help="the report, in Markdown")
+    parser.add_argument("--out", type=Path, help="all figures and their conditions, as JSON")
+    parser.add_argument("--report", type=Path, help="the report, in Markdown")
     return parser
 
 

@@ -149,8 +149,8 @@ def _failed_requests(results: Results) -> Judged:
     failed: dict[int, float] = {}
     for turn in results.turns:
         if turn.entrant in ours:
-            loads = [*turn.closed.values(), *turn.open.values()]
-            failed[turn.round] = failed.get(turn.round, 0) + sum(sum(load.failures.values()) for load in loads)
+            loads = [each.failures for each in (*turn.closed.values(), *turn.open.values())]
+            failed[turn.round] = failed.get(turn.round, 0) + sum(sum(failures.values()) for failures in loads)
     return Judged("requests that failed, rejections aside", 0, "at most", 0, failed)
 
 

@@ -175,6 +175,15 @@ def test_what_was_not_measured_is_not_met_and_not_missed(results: Results) -> No
     assert all(target.row()[-1] == "not measured" for target in bfloat16)
 
 
+def test_a_load_without_any_answer_is_not_the_fastest(results: Results) -> None:
+    unanswered = closed(0.0, p50_ms=0.0).model_copy(update={"answered": 0})
+    slow = turn(LITSERVE, 1, {ALONE: unanswered})
+    assert (
+        found(results.model_copy(update={"turns": (*results.turns, slow)}), "fp32, 1 connection: median").against
+        == PLAIN
+    )
+
+
 def test_bounds_of_bfloat16_are_its_own(results: Results) -> None:
     part = "64 connections: requests/s, of the best peer's, eager"
     assert [found(results, f"{name}, {part}").bound for name in ("fp32", "bf16")] == [1.8, 3.3]
