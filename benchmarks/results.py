@@ -22,7 +22,8 @@ class Knobs(Frozen):
     threads: int | None
 
     def __str__(self) -> str:
-        threads = "" if self.threads is None else f", {self.threads} threads each"
+        plural = "" if self.threads == 1 else "s"
+        threads = "" if self.threads is None else f", {self.threads} thread{plural} each"
         workers = "1 process" if self.workers == 1 else f"{self.workers} processes"
         return f"batches of {self.batch_size}, waiting {self.wait_ms} ms, {workers}{threads}"
 

@@ -123,7 +123,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):  # whom it started, and it itself if it did not end
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while session_is_alive(process.pid):  # a signal is not waited for
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while session_is_alive(process.pid) and time.monotonic() < until:  # a signal is not waited for
         time.sleep(POLL_S)
 
 

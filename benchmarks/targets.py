@@ -149,7 +149,7 @@ def _failed_requests(results: Results) -> Judged:
     failed: dict[int, float] = {}
     for turn in results.turns:
         if turn.entrant in ours:
-            loads = [each.failures for each in (*turn.closed.values(), *turn.open.values())]
+            loads = [load.failures for load in turn.closed.values()] + [load.failures for load in turn.open.values()]
             failed[turn.round] = failed.get(turn.round, 0) + sum(sum(failures.values()) for failures in loads)
     return Judged("requests that failed, rejections aside", 0, "at most", 0, failed)
 

@@ -127,6 +127,35 @@ def test_open_loop_waits_for_no_answer_and_counts_latency_from_when_requests_wer
     assert (np.sort(found.answered_s) >= waited).all()
 
 
+def test_what_the_generator_sends_late_counts_from_when_it_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    due = np.array([-5.0, -4.0, -3.0])  # seconds before the start
+    monkeypatch.setattr(open_loop, "poisson_arrivals", lambda *_: due)
+    with answering(by_path) as url:
+        found = run_open_loop(url, asking("/200", "/200", "/429"), rate_per_s=1, seconds=1)
+    assert len(found.answered_s) == 2
+    assert (np.sort(found.answered_s) >= [4, 5]).all()
+    assert found.rejected_s[0] >= 3
+    assert (np.sort(found.late_s) >= [3, 4, 5]).all()
+
+
+def test_answers_after_the_time_are_no_goodput(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are answered when the second has come, which is due when the time is long over."""
+    monkeypatch.setattr(open_loop, "poisson_arrivals", lambda *_: np.array([0.0, 0.05]))
+    came: list[str] = []
+    both_here = asyncio.Event()
+
+    async def answer(path: str) -> bytes:
+        came.append(path)
+        if len(came) == 2:
+            both_here.set()
+        await both_here.wait()
+        return status(200)
+
+    with answering(answer) as url:
+        found = run_open_loop(url, asking("/200"), rate_per_s=1, seconds=0.01)
+    assert (len(found.answered_s), found.in_time, found.goodput_per_s) == (2, 0, 0.0)
+
+
 @pytest.mark.parametrize(("path", "cause"), [("/lost", open_loop.LOST), ("/unreadable", open_loop.UNREADABLE)])
 def test_open_loop_counts_broken_answers(path: str, cause: str) -> None:
     with answering(by_path) as url:

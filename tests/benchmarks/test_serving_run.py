@@ -154,7 +154,7 @@ def contenders() -> list[Contender]:
     broken = replace(ours, entrant=ours.entrant.model_copy(update={"name": "broken"}), options=("--absent", "1"))
     plain = peers[0]
     mistaken = replace(plain, entrant=plain.entrant.model_copy(update={"name": "mistaken"}), files=plain.files[::-1])
-    return [ours, *(replace(each, candidates=each.candidates[-1:]) for each in peers), broken, mistaken]
+    return [ours, *(replace(each, candidates=each.candidates[:1]) for each in peers), broken, mistaken]
 
 
 @pytest.fixture(scope="module")
