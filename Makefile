@@ -2,12 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The servers that benchmarks compare with, their dependencies their own; torch, OpenVINO and this project are .venv's.
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
 # Two processes of one thread each; the tests of a file share one of them, and what was made for the file.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help install serve test test-slow paper check format results clean
+.PHONY: help install serve test test-slow bench paper check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +19,14 @@ install: $(INSTALLED)  ## Set up .venv with all that development needs
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,optimize,onnx,test]'
+	touch $@
+
+$(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)
+	$(BIN)/python -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
 	touch $@
 
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
@@ -25,8 +35,11 @@ serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the addre
 test: $(INSTALLED)  ## Run all tests but the slow ones; TEST_IMAGES=DIR adds those on full image sets
 	$(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED)  ## Run the slow tests: whole processes started, killed, compiled
+test-slow: $(INSTALLED) $(PEERS_INSTALLED)  ## Run the slow tests: whole processes started, killed, compiled
 	$(PYTEST) -m slow
+
+bench: $(INSTALLED) $(PEERS_INSTALLED)  ## Measure the server beside its peers, in a quarter of an hour: benchmarks/RESULTS.md; needs wrk
+	$(BIN)/python -m benchmarks.serving
 
 paper: $(INSTALLED)  ## Run the paper's experiments on the tests' few images, in minutes: the way of docs/reproduce.md
 	$(BIN)/ood-train reproduce --size tests --data tests/data/images --out runs/paper-tests
@@ -47,4 +60,4 @@ results: $(INSTALLED)  ## Renew README's figures, the model cards and the report
 	$(BIN)/ood-train report docs/results/cpu --into README.md
 
 clean:  ## Remove what was built here
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ import torch
 from torch import Generator
 
 from benchmarks.conditions import conditions
-from benchmarks.rounds import spread
+from benchmarks.spread import spread
 from model_store.networks import NormalisedNetwork, build_network
 from training.config import Recipe, read_recipe
 from training.pipeline import Run

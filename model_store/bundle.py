@@ -3,6 +3,7 @@
 <folder>/weights.safetensors      the network
          calibration.safetensors  the sorted calibration scores, one tensor a score
          scores.safetensors       what further scores were fitted to, `<score>.<statistic>`; where there is any
+         openvino/                an int8 network up to its features; where that is the precision
          golden/                  encoded images whose outcome is known
          manifest.json            written last: its presence is the commit
 """
@@ -39,7 +40,7 @@ from model_store.errors import (
 from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from model_store.networks import build_network
 from model_store.predictor import CalibratedScore, Predictor, Scorer
-from model_store.runtimes import RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
+from model_store.runtimes import OpenVinoIr, RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
 from model_store.score_specs import NegativeEnergySpec, ScoreName
 from model_store.scores import Head, OnePassScore, restore_score
 
@@ -48,6 +49,8 @@ WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.safetensors"
 SCORES = "scores.safetensors"
 GOLDEN = "golden"
+QUANTISED = ("openvino/features.xml", "openvino/features.bin")
+"""An int8 graph's structure and weights, as a bundle that is written names them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class BundleDraft:
     golden: Mapping[str, bytes]
     statistics: Mapping[ScoreName, Mapping[str, Tensor]] = field(default_factory=dict)
     """What each further score was fitted to; scores without any may be left out."""
+    quantised: OpenVinoIr | None = None
+    """The graph of an int8 bundle, which the manifest's `execution.quantised` names."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,19 @@ def pack(draft: BundleDraft) -> tuple[Manifest, dict[str, bytes]]:
         WEIGHTS: _save_tensors(draft.weights),
         CALIBRATION: save_arrays(dict(draft.calibration_scores)),
         **({SCORES: _save_tensors(fitted)} if fitted else {}),
+        **_quantised_files(draft),
         **draft.golden,
     }
     files = {name: FileEntry(sha256=_sha256(content), size_bytes=len(content)) for name, content in contents.items()}
     manifest = draft.manifest.model_copy(update={"files": files})
     return manifest, contents | {MANIFEST: (manifest.model_dump_json(indent=1) + "\n").encode()}
+
+
+def _quantised_files(draft: BundleDraft) -> dict[str, bytes]:
+    named, graph = draft.manifest.execution.quantised, draft.quantised
+    if named is None or graph is None:
+        return {}
+    return {named.structure: graph.graph, named.weights: graph.weights}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -139,7 +152,9 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
         IntegrityError: a file differs; both values are named.
     """
     contents = {name: _verified(folder, name, entry) for name, entry in manifest.files.items()}
-    for name in (WEIGHTS, CALIBRATION, *(golden.file for golden in manifest.golden)):
+    quantised = manifest.execution.quantised
+    graph = () if quantised is None else (quantised.structure, quantised.weights)
+    for name in (WEIGHTS, CALIBRATION, *graph, *(golden.file for golden in manifest.golden)):
         if name not in contents:
             raise ManifestError(f"{folder / MANIFEST}: files: {name} is missing")
     return contents
@@ -148,7 +163,7 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
 def load_bundle(
     folder: Path,
     *,
-    runtime: RuntimeChoice = "torch-eager",
+    runtime: RuntimeChoice | None = None,
     device: torch.device | None = None,
     cache_dir: Path | None = None,
     threads: int | None = None,
@@ -157,21 +172,22 @@ def load_bundle(
 
     Args:
         folder: the bundle.
-        runtime: what runs it. `auto` is eager PyTorch on a GPU; on the CPU it is OpenVINO where that is installed and
-            agrees with the golden images, else eager PyTorch. `predictor.scorer.runtime.name` says which it became.
+        runtime: what runs it; by default the reference, eager PyTorch, and OpenVINO for an int8 bundle, which nothing
+            else runs. `auto` is the fastest that is there and agrees with the golden images: CUDA graphs on a GPU,
+            OpenVINO on the CPU, else eager PyTorch. `predictor.scorer.runtime.name` says which it became.
         device: CUDA where there is one by default. OpenVINO runs on the CPU.
         cache_dir: where OpenVINO's conversion is kept; by default it is made anew at every load, in seconds.
         threads: how many CPU threads compute; the runtime's own number by default. For PyTorch it holds for the whole
             process.
 
     Raises:
-        RuntimeUnavailableError: the runtime cannot be had here.
+        RuntimeUnavailableError: the runtime cannot be had here, or not in the bundle's precision.
         BundleError: anything is missing, damaged or not what the manifest says; the message names the file, the
             value found and the value expected.
     """
-    options = RuntimeOptions(runtime, device, cache_dir, threads)
     content = _read_manifest_bytes(folder)
     manifest, sha256 = _parse_manifest(folder / MANIFEST, content), _sha256(content)
+    options = RuntimeOptions(runtime or _reference(manifest), device, cache_dir, threads)
     files = read_files(folder, manifest)
     calibrated = _load_calibrations(folder, manifest, files[CALIBRATION])
     network = _load_network(folder, manifest, files.pop(WEIGHTS))
@@ -186,8 +202,28 @@ def load_bundle(
         replay_golden(bundle)
         return bundle
 
-    source = RunnableNetwork(network, manifest.preprocess, manifest.execution.precision, sha256)
+    precision, quantised = manifest.execution.precision, _load_quantised(manifest, files)
+    source = RunnableNetwork(network, manifest.preprocess, precision, sha256, quantised)
     return run_accepted(source, options, replayed_on)
+
+
+def read_network(bundle: Bundle) -> nn.Module:
+    """Build a bundle's network once more, apart from the one that its runtime has.
+
+    Raises:
+        BundleError: its weights are no longer what they were when it was loaded.
+    """
+    content = _verified(bundle.folder, WEIGHTS, bundle.manifest.files[WEIGHTS])
+    return _load_network(bundle.folder, bundle.manifest, content)
+
+
+def _reference(manifest: Manifest) -> RuntimeChoice:
+    return "openvino" if manifest.execution.precision == "int8" else "torch-eager"
+
+
+def _load_quantised(manifest: Manifest, files: Mapping[str, bytes]) -> OpenVinoIr | None:
+    named = manifest.execution.quantised
+    return None if named is None else OpenVinoIr(files[named.structure], files[named.weights])
 
 
 def replay_golden(bundle: Bundle) -> None:

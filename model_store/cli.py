@@ -1,8 +1,9 @@
-"""ood-store: look into a store and verify bundles."""
+"""ood-store: look into a store, verify bundles, and put them into other servers' forms."""
 
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +12,10 @@ from model_store.bundle import load_bundle, read_manifest
 from model_store.errors import BundleError
 from model_store.manifest import Manifest
 from model_store.store import SHIPPED, BundleRef, Store
+from model_store.triton import export_triton
 
 app = typer.Typer(
-    help="Look into a store of bundles and verify them.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Look into a store of bundles, verify and export them.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 StoreOption = Annotated[
     Path, typer.Option("--store", envvar="OOD_STORE", help="The store's directory; the bundles that ship by default.")
@@ -54,6 +56,22 @@ def verify(bundle: BundleArgument, store: StoreOption = SHIPPED) -> None:
         f"{len(manifest.golden)} golden images, flags {manifest.verdict} <= {calibration.threshold:.4f}\n"
         f"sha256 {loaded.sha256}"
     )
+
+
+@app.command()
+def export(
+    bundle: BundleArgument,
+    out: Annotated[Path, typer.Option("--out", help="The model repository's directory; made if it is not there.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="One ONNX graph, pixels to verdicts, with config.pbtxt.")
+    ] = False,
+    store: StoreOption = SHIPPED,
+) -> None:
+    """Export a bundle into a model repository of Triton; onnxruntime must agree with the bundle's predictor."""
+    if not onnx:
+        raise typer.BadParameter("name the form to export to; there is one, --onnx")
+    loaded = load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=torch.device("cpu"))
+    typer.echo(export_triton(loaded, out))
 
 
 def network_name(manifest: Manifest) -> str:

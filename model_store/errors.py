@@ -65,5 +65,9 @@ class RuntimeUnavailableError(BundleError):
     """The runtime that was asked for cannot run this bundle here: not installed, not on this device, no conversion."""
 
 
+class ExportError(BundleError):
+    """A bundle that cannot be put into the form asked for, or that answers otherwise there."""
+
+
 class CalibrationError(BundleError):
     """Calibration scores that give no valid threshold: too few, not finite, not sorted, or a k that is not theirs."""

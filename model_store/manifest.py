@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, FiniteFloat, field_validator, model_validator
 
 from model_store.evaluation import Evaluation
-from model_store.frozen import Frozen, OpenFraction
+from model_store.frozen import Frozen, OpenFraction, Sha256
+from model_store.optimisation import Optimisation
 from model_store.score_specs import ScoreName, ScoreSpec, further_names
 
-SCHEMA_VERSION = 2
-"""What is written. Version 1 knew one score, negative energy; it is read as it always was."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SCHEMA_VERSION = 3
+"""What is written. Version 1 knew one score, negative energy, and version 2 no int8 and no figures of an optimisation;
+both are read as they always were."""
+Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def _free_for_variants(name: str) -> str:
@@ -85,13 +87,38 @@ class PreprocessSpec(Frozen):
         return self
 
 
-class Execution(Frozen):
-    """How the network is run, and how far a golden negative energy may stray, in its own units."""
+class QuantisedGraph(Frozen):
+    """An int8 network, as files of the bundle: OpenVINO's intermediate representation up to the features.
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    It takes uint8 (N, H, W, 3) and gives features float32 (N, D); the last layer is that of the weights, in float32.
+    """
+
+    structure: str
+    weights: str
+    images: int = Field(ge=1)
+    """Training images that the ranges of its activations were measured on."""
+
+
+class Execution(Frozen):
+    """How the network is run, and how far a golden negative energy may stray, in its own units.
+
+    Thresholds and golden values belong to this precision; the last layer and all scores are float32 in each.
+    """
+
+    precision: Precision = "float32"
+    quantised: QuantisedGraph | None = None
     tolerance: float = Field(gt=0, allow_inf_nan=False)
     score_tolerances: dict[ScoreName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     """The same for each further score, in its own units."""
+
+    @model_validator(mode="after")
+    def _int8_has_a_graph(self) -> "Execution":
+        if (self.precision == "int8") != (self.quantised is not None):
+            given = "given" if self.quantised else "not given"
+            raise ValueError(
+                f"precision is {self.precision!r}, quantised is {given}; int8 needs a graph, the others have none"
+            )
+        return self
 
 
 class Calibration(Frozen):
@@ -168,7 +195,7 @@ class Manifest(Frozen):
     own calibration, and `verdict` is the one that p-value and flag are of.
     """
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     name: BundleName
     version: int = Field(ge=1)
     description: str
@@ -183,6 +210,8 @@ class Manifest(Frozen):
     calibrations: dict[ScoreName, Calibration]
     golden: tuple[GoldenImage, ...] = Field(min_length=1)
     evaluation: Evaluation | None
+    optimisation: Optimisation | None = None
+    """What a precision below float32 was measured to cost and gain, where it was."""
     provenance: Provenance
     files: dict[str, FileEntry]
 
@@ -226,6 +255,12 @@ class Manifest(Frozen):
         measured = self.evaluation.scores if self.evaluation else {}
         if measured and measured.keys() != set(self.score_names):
             raise ValueError(f"evaluation.scores are of {_list(measured)}; the scores are {_list(self.score_names)}")
+        return self
+
+    @model_validator(mode="after")
+    def _schema_knows_the_precision(self) -> "Manifest":
+        if self.schema_version < 3 and (self.execution.precision == "int8" or self.optimisation is not None):
+            raise ValueError(f"schema_version {self.schema_version} knows neither int8 nor optimisation; 3 does")
         return self
 
     @property

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-RuntimeChoice = Literal["auto", "torch-eager", "torch-compiled", "openvino"]
+RuntimeChoice = Literal["auto", "torch-eager", "torch-compiled", "torch-graphs", "openvino"]

@@ -47,10 +47,12 @@ class Store:
             raise IntegrityError(f"{folder} holds {manifest.name}@{manifest.version}; expected {ref.name}@{version}")
         return folder
 
-    def publish(self, draft: BundleDraft, version: int | None = None) -> Path:
+    def publish(self, draft: BundleDraft, version: int | None = None, newer_than: int = 0) -> Path:
         """Write a draft as the next version of its name, or as `version`; return its directory.
 
         It is loaded, golden images and all, before anyone can find it.
+
+        newer_than: the next version is above this one, too, which may be another store's.
 
         Whoever else publishes meanwhile, one of them gets a version and the others the next.
 
@@ -61,7 +63,7 @@ class Store:
         family = self.root / draft.manifest.name
         family.mkdir(parents=True, exist_ok=True)
         while True:
-            chosen = version or self._next_version(draft.manifest.name)
+            chosen = version or max(self._next_version(draft.manifest.name), newer_than + 1)
             try:
                 return _publish_as(family / str(chosen), draft)
             except BundleExistsError:

@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     )
     runtime: RuntimeChoice = Field(
         default="auto",
-        description="How networks run; `auto` takes CUDA where there is one, else OpenVINO where it is installed and "
-        "agrees with the bundle, else eager PyTorch.",
+        description="How networks run; `auto` takes the fastest that is there and agrees with the bundle: CUDA graphs "
+        "on a GPU, OpenVINO on the CPU, else eager PyTorch.",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of a forward pass; all cores if not given."

@@ -36,6 +36,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the stress tests did, and how often; their processes' output would be lost."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    for text in (value for report in reports for name, value in report.user_properties if name == "ran"):
+        terminalreporter.write_line(text)
+
+
 @pytest.fixture(scope="session")
 def image_sets() -> Path:
     """A few hundred real images: cifar10 (train, test), outliers, svhn, textures."""

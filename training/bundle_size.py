@@ -57,6 +57,8 @@ def draft_parts(draft: BundleDraft) -> dict[str, int]:
         "calibration scores": sum(scores.nbytes for scores in draft.calibration_scores.values()),
         "golden images": sum(map(len, draft.golden.values())),
     }
+    if draft.quantised is not None:
+        parts["int8 graph"] = len(draft.quantised.graph) + len(draft.quantised.weights)
     parts |= {name: sum(tensor.nbytes for tensor in kept.values()) for name, kept in draft.statistics.items()}
     return parts | {"manifest and headers": files - sum(parts.values())}
 

@@ -20,9 +20,18 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.config import read_recipe
 from training.datasets import how_to_get, locate
-from training.distributed import joined, own_device, tells
+from training.distributed import ALONE, joined, own_device, tells
 from training.errors import TrainingError
 from training.evaluate import Say
+from training.optimise import (
+    ALLOWED_FLIPS,
+    LowPrecision,
+    OptimisedRuntime,
+    Optimiser,
+    Target,
+    find_source,
+    recipe_of,
+)
 from training.pipeline import Run, evaluate_bundle
 from training.progress import ConsoleProgress, silent
 from training.publish import bundle_ref
@@ -33,6 +42,7 @@ from training.reproduce.results import RESULTS, read_results, write_text
 from training.reproduce.run import Reproduction
 from training.reproduce.size import read_size
 from training.run_folder import exclusive
+from training.run_sets import RunSets
 from training.trainer import Progress
 
 app = typer.Typer(
@@ -169,6 +179,37 @@ def publish(
     with _opened_by_first(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command("optimize")
+def optimise(
+    bundle: BundleArgument,
+    precision: Annotated[LowPrecision, typer.Option("--precision", help="bfloat16, or int8, on openvino alone.")],
+    runtime: Annotated[OptimisedRuntime, typer.Option("--runtime", help="What it is measured on.")] = "openvino",
+    data: DataOption = DATA,
+    run_folder: RunOption = None,
+    store: StoreOption = STORE,
+    allow_flips: Annotated[
+        float, typer.Option("--allow-flips", min=0, max=1, help="The share of verdicts that may change.")
+    ] = ALLOWED_FLIPS,
+    device: DeviceOption = None,
+) -> None:
+    """Put a float32 bundle into a lower precision: recalibrate, evaluate, compare, publish the next version.
+
+    The bundle is looked for in the store, then among those that ship; the sets must be those that it was made of.
+    """
+    target = Target(runtime, precision)
+    chosen = torch.device("cpu") if runtime == "openvino" else _device(device)
+    source = find_source(bundle, (Store(store), Store(SHIPPED)), chosen)
+    manifest = source.manifest
+    folder = run_folder or Path("runs") / f"{manifest.name}@{manifest.version}-{runtime}-{precision}"
+    with exclusive(folder), ConsoleProgress(console) as progress:
+        sets = RunSets(recipe_of(source), data, progress.say, ALONE)
+        draft = Optimiser(source, sets, target, chosen, folder, progress.say).draft(allow_flips)
+        published = Store(store).publish(draft, newer_than=manifest.version)
+    if draft.manifest.optimisation is not None:
+        Console().print(Markdown(report.optimisation_table(draft.manifest.optimisation)))
+    typer.echo(f"{bundle_ref(published)} {published}")
 
 
 @app.command()

@@ -23,3 +23,7 @@ class WeightsError(TrainingError):
 
 class ResumeError(TrainingError):
     """A run folder that holds results of another recipe."""
+
+
+class OptimisationError(TrainingError):
+    """A bundle that cannot be put into a lower precision, or whose verdicts would change too much by it."""

@@ -82,7 +82,7 @@ def evaluate_network(
     """
     correct = scores.test.class_id == labels
     return NetworkEvaluation(
-        test_error=_percent(~correct),
+        test_error=percent(~correct),
         ood={name: _evaluate_set(scores.test, ood, predictor, draws, seed) for name, ood in scores.ood.items()},
     )
 
@@ -91,13 +91,14 @@ def _evaluate_set(test: Scores, ood: Scores, predictor: Predictor | None, draws:
     return OodSetEvaluation(
         images=len(ood.negative_energy),
         drawn=min(OOD_IMAGES, len(ood.negative_energy)),
-        softmax=_detection(test.confidence, ood.confidence, draws, seed),
-        energy=_detection(test.negative_energy, ood.negative_energy, draws, seed),
-        missed=None if predictor is None else _percent(~predictor.judge(ood).is_ood),
+        softmax=detection(test.confidence, ood.confidence, draws, seed),
+        energy=detection(test.negative_energy, ood.negative_energy, draws, seed),
+        missed=None if predictor is None else percent(~predictor.judge(ood).is_ood),
     )
 
 
-def _detection(test_scores: NDArray[np.float32], ood_scores: NDArray[np.float32], draws: int, seed: int) -> Detection:
+def detection(test_scores: NDArray[np.float32], ood_scores: NDArray[np.float32], draws: int, seed: int) -> Detection:
+    """Compare the test images' scores, float32 (N,), with an OOD set's, float32 (M,), over seeded draws of these."""
     metrics = resampled_metrics(
         in_distribution=test_scores, out_of_distribution=ood_scores, sample_size=OOD_IMAGES, draws=draws, seed=seed
     )
@@ -119,12 +120,12 @@ def evaluate_scores(
     ood = {name: predictor.judge_by_all(scored) for name, scored in scores.ood.items()}
 
     def on_set(score: ScoreName, verdicts: ScoreVerdicts) -> ScoreOnOodSet:
-        figures = _detection(test[score].value, verdicts.value, draws, seed)
-        return ScoreOnOodSet(**figures.model_dump(), missed=_percent(~verdicts.is_ood))
+        figures = detection(test[score].value, verdicts.value, draws, seed)
+        return ScoreOnOodSet(**figures.model_dump(), missed=percent(~verdicts.is_ood))
 
     return {
         score: ScoreEvaluation(
-            false_flags=_percent(test[score].is_ood),
+            false_flags=percent(test[score].is_ood),
             ood={name: on_set(score, verdicts[score]) for name, verdicts in ood.items()},
         )
         for score in predictor.scores
@@ -173,8 +174,8 @@ def _served(predictor: Predictor, test: ImageSet, lossless: Scores, say: Say) ->
 def _as_served(predictions: Predictions, labels: NDArray[np.int64]) -> ServedEvaluation:
     return ServedEvaluation(
         images=len(labels),
-        accuracy=_percent(predictions.class_id == labels),
-        false_flags=_percent(predictions.is_ood),
+        accuracy=percent(predictions.class_id == labels),
+        false_flags=percent(predictions.is_ood),
     )
 
 
@@ -185,7 +186,7 @@ def _odd_inputs(predictor: Predictor, seed: int, say: Say) -> dict[str, OddInput
         predictions = predict_files(predictor, files)
         results[name] = OddInputEvaluation(
             images=len(files),
-            flagged=_percent(predictions.is_ood),
+            flagged=percent(predictions.is_ood),
             mean_p_value=round(float(predictions.p_value.mean()), 4),
         )
     return results
@@ -197,5 +198,6 @@ def predict_files(predictor: Predictor, files: Iterable[bytes]) -> Predictions:
     return predictor.predict(np.stack([images.load(file, spec) for file in files]))
 
 
-def _percent(flags: NDArray[np.bool_]) -> float:
+def percent(flags: NDArray[np.bool_]) -> float:
+    """Return the share of flags that are set, in percent."""
     return round(100 * float(flags.mean()), 4)

@@ -9,6 +9,7 @@ import numpy as np
 from model_store.bundle import Bundle
 from model_store.evaluation import Detection, Evaluation
 from model_store.manifest import Calibration, Manifest
+from model_store.optimisation import Optimisation
 from model_store.score_specs import ScoreName
 from training.config import RECIPES
 from training.errors import TrainingError
@@ -95,6 +96,22 @@ def odd_inputs_table(evaluation: Evaluation) -> str:
     return table(["input of no class", "images", "flagged, %", "mean p-value"], rows)
 
 
+def optimisation_table(figures: Optimisation) -> str:
+    """Return what a precision below float32 costs and gains, beside float32 under eager PyTorch."""
+    rows = [["accuracy, %", f"{figures.accuracy.float32:.2f}", f"{figures.accuracy.optimised:.2f}"]]
+    if figures.fpr95 is not None:
+        rows.append(["FPR95 of the verdict, mean, %", f"{figures.fpr95.float32:.2f}", f"{figures.fpr95.optimised:.2f}"])
+    speed = figures.images_per_second
+    rows.append([f"images/s, batches of {figures.batch_size}", f"{speed.float32:,.0f}", f"{speed.optimised:,.0f}"])
+    return (
+        f"{table(['', f'{figures.source}, eager float32', figures.runtime], rows)}\n\n"
+        f"Of {figures.images:,} test and OOD images {figures.flipped:.2f} % get another verdict, each bundle at its "
+        f"own threshold, {figures.flipped_uncalibrated:.2f} % had the threshold stayed, and "
+        f"{figures.changed_classes:.2f} % another class; logits differ by at most "
+        f"{figures.max_logit_difference:.4g}. Timed on {figures.hardware}."
+    )
+
+
 def _full_detection_table(evaluation: Evaluation) -> str:
     networks = {"untuned": evaluation.untuned, "fine-tuned": evaluation.fine_tuned}
     pairs = [(name, n, score) for name, n in networks.items() if n is not None for score in ("softmax", "energy")]
@@ -135,6 +152,7 @@ def model_card(bundle: Bundle) -> str:
         threshold=f"{calibration.threshold:.4f}",
         further=_further(manifest),
         data=_data_table(manifest) + _data_notes(manifest),
+        precision=_precision(manifest),
         tables=detection_table(manifest.evaluation) + "\n\n" + tables(manifest.evaluation, manifest.verdict)
         if manifest.evaluation
         else "",
@@ -244,6 +262,18 @@ def _further(manifest: Manifest) -> str:
         return ""
     thresholds = ", ".join(f"{_words(name)} <= {manifest.calibrations[name].threshold:.4f}" for name in others)
     return f"\n- Further scores, from the same forward pass and calibrated alike: {thresholds}."
+
+
+def _precision(manifest: Manifest) -> str:
+    """Return a list item on a precision below float32, with its figures, or nothing for float32."""
+    execution = manifest.execution
+    if execution.precision == "float32":
+        return ""
+    ranges = f", ranges measured on {execution.quantised.images:,} training images" if execution.quantised else ""
+    stated = (
+        f"\n- Precision: {execution.precision}{ranges}; the last layer and all scores float32. Thresholds are of it."
+    )
+    return stated + (f"\n\n{optimisation_table(manifest.optimisation)}" if manifest.optimisation else "")
 
 
 def _words(name: str) -> str:

@@ -4,19 +4,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from model_store.errors import BundleError, RuntimeUnavailableError
-from model_store.manifest import PreprocessSpec
+from model_store.manifest import Precision, PreprocessSpec
 from model_store.runtime_names import RuntimeChoice
 from model_store.runtimes.openvino_cache import OpenVinoCache
 from model_store.runtimes.openvino_ir import OpenVinoIr, convert, openvino_is_installed
-from model_store.runtimes.openvino_runtime import OpenVinoRuntime
+from model_store.runtimes.openvino_runtime import LowPrecisionOpenVinoRuntime, OpenVinoRuntime
 from model_store.runtimes.runtime import Runtime
-from model_store.runtimes.torch_runtime import Mode, Precision, TorchRuntime
+from model_store.runtimes.torch_graphs import TorchGraphsRuntime
+from model_store.runtimes.torch_runtime import TorchPrecision, TorchRuntime
+from model_store.scores.score import Head
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +41,23 @@ class RuntimeOptions:
 
 @dataclass(frozen=True)
 class RunnableNetwork:
-    """What there is to run: a network with its weights, and the bundle that it is of."""
+    """What there is to run: a network with its weights, in one precision, and the bundle that it is of.
+
+    quantised: the graph that runs instead of all but the network's last layer; there if, and only if, it is int8.
+    """
 
     network: nn.Module
     preprocess: PreprocessSpec
     precision: Precision
     bundle_sha256: str
+    quantised: OpenVinoIr | None = None
 
 
 def run_accepted(source: RunnableNetwork, options: RuntimeOptions, accept: Callable[[Runtime], Accepted]) -> Accepted:
     """Start the chosen runtime and return what `accept` makes of it.
 
-    `auto` is eager PyTorch on a GPU; on the CPU it is OpenVINO where that is installed and accepted, else eager
-    PyTorch; that OpenVINO is passed over is logged as a warning.
+    `auto` is the fastest that is there and accepted: on a GPU CUDA graphs, on the CPU OpenVINO, else eager PyTorch.
+    What is there and passed over is logged as a warning. An int8 network runs on OpenVINO alone.
 
     Args:
         source: what to run.
@@ -59,29 +65,42 @@ def run_accepted(source: RunnableNetwork, options: RuntimeOptions, accept: Calla
         accept: replays the golden images; raises `BundleError` where they disagree.
 
     Raises:
-        RuntimeUnavailableError: the chosen runtime cannot be had here.
+        RuntimeUnavailableError: the chosen runtime cannot be had here, or not in the network's precision.
         BundleError: what `accept` raised for the last runtime that was tried.
     """
     if options.choice != "auto":
-        return _explicit(source, options, accept)
-    if _device(options).type == "cpu" and openvino_is_installed():
+        return _explicit(source, options, options.choice, accept)
+    first, *others = _by_speed(source, options)
+    for choice in others:
         try:
-            return _openvino(source, options, accept)
+            return _explicit(source, options, first, accept)
         except BundleError as err:
-            logger.warning("openvino is installed but passed over for torch-eager: %s", err)
-    return _torch(source, options, accept, "eager")
+            logger.warning("%s is there but passed over for %s: %s", first, choice, err)
+        first = choice
+    return _explicit(source, options, first, accept)
 
 
-def _explicit(source: RunnableNetwork, options: RuntimeOptions, accept: Callable[[Runtime], Accepted]) -> Accepted:
-    match options.choice:
-        case "torch-eager":
-            return _torch(source, options, accept, "eager")
-        case "torch-compiled":
-            return _torch(source, options, accept, "compiled")
+def _by_speed(source: RunnableNetwork, options: RuntimeOptions) -> tuple[RuntimeChoice, ...]:
+    """Return what may run a network here, the fastest first."""
+    if source.precision == "int8":
+        return ("openvino",)
+    if _device(options).type == "cuda":
+        return ("torch-graphs", "torch-eager")
+    return ("openvino", "torch-eager") if openvino_is_installed() else ("torch-eager",)
+
+
+def _explicit(
+    source: RunnableNetwork, options: RuntimeOptions, choice: RuntimeChoice, accept: Callable[[Runtime], Accepted]
+) -> Accepted:
+    match choice:
+        case "torch-eager" | "torch-compiled" | "torch-graphs":
+            return _accepted(_torch(source, options, choice), accept)
         case "openvino":
             return _openvino(source, options, accept)
         case _:
-            raise ValueError(f"runtime is {options.choice!r}; expected auto, torch-eager, torch-compiled or openvino")
+            raise ValueError(
+                f"runtime is {choice!r}; expected auto, torch-eager, torch-compiled, torch-graphs or openvino"
+            )
 
 
 def _device(options: RuntimeOptions) -> torch.device:
@@ -89,32 +108,40 @@ def _device(options: RuntimeOptions) -> torch.device:
 
 
 def _torch(
-    source: RunnableNetwork, options: RuntimeOptions, accept: Callable[[Runtime], Accepted], mode: Mode
-) -> Accepted:
+    source: RunnableNetwork,
+    options: RuntimeOptions,
+    choice: Literal["torch-eager", "torch-compiled", "torch-graphs"],
+) -> Runtime:
     device = _device(options)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeUnavailableError(f"device is {device}; there is no CUDA device here")
-    runtime = TorchRuntime(
+    if source.precision == "int8":
+        raise RuntimeUnavailableError(f"precision is int8, which openvino alone runs; {choice} cannot")
+    precision: TorchPrecision = source.precision
+    if choice == "torch-graphs":
+        if device.type != "cuda":
+            raise RuntimeUnavailableError(f"device is {device}; torch-graphs runs on CUDA alone")
+        return TorchGraphsRuntime(source.network, source.preprocess, device=device, precision=precision)
+    return TorchRuntime(
         source.network,
         source.preprocess,
         device=device,
-        mode=mode,
-        precision=source.precision,
+        mode="compiled" if choice == "torch-compiled" else "eager",
+        precision=precision,
         threads=options.threads,
     )
-    return _accepted(runtime, accept)
 
 
 def _openvino(source: RunnableNetwork, options: RuntimeOptions, accept: Callable[[Runtime], Accepted]) -> Accepted:
-    """Run the cached conversion where it is accepted; else convert, and cache what is accepted."""
+    """Run the bundle's own graph, or the cached conversion where it is accepted; else convert, and cache."""
     if options.device is not None and options.device.type != "cpu":
         raise RuntimeUnavailableError(f"device is {options.device}; the openvino runtime runs on the cpu")
-    if source.precision != "float32":
-        raise RuntimeUnavailableError(f"precision is {source.precision}; the openvino runtime computes in float32")
 
     def started(ir: OpenVinoIr) -> Accepted:
-        return _accepted(OpenVinoRuntime(ir, threads=options.threads), accept)
+        return _accepted(_openvino_runtime(source, ir, options.threads), accept)
 
+    if source.quantised is not None:
+        return started(source.quantised)
     cache = None if options.cache_dir is None else OpenVinoCache(options.cache_dir, source.bundle_sha256)
     if cache is not None and (cached := cache.read()) is not None:
         try:
@@ -127,6 +154,12 @@ def _openvino(source: RunnableNetwork, options: RuntimeOptions, accept: Callable
     if cache is not None:
         cache.write(converted)
     return result
+
+
+def _openvino_runtime(source: RunnableNetwork, ir: OpenVinoIr, threads: int | None) -> Runtime:
+    if source.precision == "float32":
+        return OpenVinoRuntime(ir, threads=threads)
+    return LowPrecisionOpenVinoRuntime(ir, Head.of(source.network), precision=source.precision, threads=threads)
 
 
 def _accepted(runtime: Runtime, accept: Callable[[Runtime], Accepted]) -> Accepted:

@@ -27,6 +27,7 @@ CONVERTER_REVISION = 1
 """To be raised whenever `convert` would make another graph of the same network: cached graphs are then made anew."""
 
 _TELEMETRY = "openvino_telemetry"
+"""What OpenVINO and its tools report through, wherever it can be imported."""
 
 _one_conversion = Lock()
 """Neither the exporter nor the frontend says that it may run in two threads at once."""
@@ -34,9 +35,10 @@ _one_conversion = Lock()
 
 @dataclass(frozen=True)
 class OpenVinoIr:
-    """A converted network: the graph as XML, its weights float32.
+    """A converted network: the graph as XML, and its weights.
 
-    It takes uint8 (N, H, W, 3), any N >= 1, and gives logits float32 (N, K) and features float32 (N, D).
+    It takes uint8 (N, H, W, 3), any N >= 1, and gives logits float32 (N, K) and features float32 (N, D), from float32
+    weights. One that was quantised gives the features alone.
     """
 
     graph: bytes
@@ -60,7 +62,7 @@ def import_openvino() -> ModuleType:
         RuntimeUnavailableError: there is none, or it does not load.
     """
     try:
-        with _hidden(_TELEMETRY):
+        with without_telemetry():
             return importlib.import_module("openvino")
     except ImportError as err:
         raise RuntimeUnavailableError(f"openvino cannot be imported ({err}): pip install 'energy-ood[cpu]'") from err
@@ -75,12 +77,12 @@ def convert(network: nn.Module, preprocess: PreprocessSpec) -> OpenVinoIr:
     Raises:
         RuntimeUnavailableError: OpenVINO is not there, or the network cannot be exported or converted.
     """
-    openvino = import_openvino()
+    import_openvino()
     try:
         with _one_conversion, _root_logger_silent():
             model = _openvino_model(_exported(NormalisedNetwork(network, preprocess).eval(), preprocess))
             model.reshape([-1, preprocess.height, preprocess.width, 3])  # the frontend leaves every dimension open
-        return _serialised(openvino, model)
+        return serialised(model)
     except Exception as err:  # the exporter and the frontend raise whatever their parts raise
         raise RuntimeUnavailableError(
             f"{type(network).__name__} cannot be converted for openvino: {type(err).__name__}: {err}"
@@ -100,25 +102,43 @@ def _openvino_model(program: torch.export.ExportedProgram) -> Any:
     return frontend.convert(frontend.load(decoder))
 
 
-def _serialised(openvino: ModuleType, model: Any) -> OpenVinoIr:
-    """Copy a model out of the PyTorch tensors that it still shares; OpenVINO writes only to files."""
+def read_model(ir: OpenVinoIr) -> Any:
+    """Return a converted network as OpenVINO's own model.
+
+    Raises:
+        RuntimeUnavailableError: OpenVINO is not there, or cannot read it.
+    """
+    try:
+        return import_openvino().Core().read_model(ir.graph, ir.weights)
+    except RuntimeError as err:
+        raise RuntimeUnavailableError(f"openvino cannot read the converted network: {err}") from err
+
+
+def features_only(model: Any) -> Any:
+    """Return a copy of a converted network without its last layer: features are its one output."""
+    _, features = model.outputs
+    return import_openvino().Model([features], model.get_parameters(), "features").clone()
+
+
+def serialised(model: Any) -> OpenVinoIr:
+    """Copy a model out of the tensors that it still shares with others; OpenVINO writes only to files."""
     with tempfile.TemporaryDirectory(prefix="energy-ood-") as folder:
         graph, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
-        openvino.save_model(model, graph, compress_to_fp16=False)
+        import_openvino().save_model(model, graph, compress_to_fp16=False)
         return OpenVinoIr(graph.read_bytes(), weights.read_bytes())
 
 
 @contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Make a module that is not imported yet look as if it were not installed."""
-    if name in sys.modules:
+def without_telemetry() -> Iterator[None]:
+    """Make the telemetry, unless it is imported already, look as if it were not installed."""
+    if _TELEMETRY in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        del sys.modules[name]
+        del sys.modules[_TELEMETRY]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork
 
 Mode = Literal["eager", "compiled"]
-Precision = Literal["float32", "bfloat16"]
+TorchPrecision = Literal["float32", "bfloat16"]
 
 
 class TorchRuntime:
@@ -24,7 +24,7 @@ class TorchRuntime:
         *,
         device: torch.device,
         mode: Mode = "eager",
-        precision: Precision = "float32",
+        precision: TorchPrecision = "float32",
         threads: int | None = None,
     ) -> None:
         """Move `network` to `device`, in evaluation mode.
@@ -32,7 +32,7 @@ class TorchRuntime:
         `threads` is how many CPU threads compute; None leaves PyTorch's number. PyTorch has one such number a
         process, so giving it here gives it to every network of the process that runs on the CPU.
         """
-        _forbid_tf32()
+        forbid_tf32()
         if threads is not None and device.type == "cpu":
             torch.set_num_threads(threads)
         self.name = f"torch-{mode}-{precision}-{device.type}"
@@ -58,7 +58,7 @@ class TorchRuntime:
         return NetworkOutput(logits=ticket.logits.cpu(), features=ticket.features.cpu())
 
 
-def _forbid_tf32() -> None:
+def forbid_tf32() -> None:
     """Keep float32 convolutions and products from running in TF32, which moves energies by whole tenths.
 
     PyTorch has one such switch a process; it is set and never set back, since another runtime may be running. The

@@ -97,8 +97,8 @@ def test_half_copied_bundle_is_refused(bundle_folder: Path, name: str) -> None:
 
 
 def test_newer_schema_is_refused(bundle_folder: Path) -> None:
-    _edit_manifest(bundle_folder, lambda fields: fields.update(schema_version=3, surprise=True))
-    _check_refused(bundle_folder, ManifestError, MANIFEST, "schema_version 3", "reads 1 to 2", "update energy-ood")
+    _edit_manifest(bundle_folder, lambda fields: fields.update(schema_version=4, surprise=True))
+    _check_refused(bundle_folder, ManifestError, MANIFEST, "schema_version 4", "reads 1 to 3", "update energy-ood")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -19,13 +20,30 @@ from torch import Tensor, nn
 
 from model_store import images
 from model_store.bundle import MANIFEST, Bundle, BundleDraft, load_bundle, read_manifest
-from model_store.errors import GoldenMismatchError, RuntimeUnavailableError
-from model_store.manifest import Execution, PreprocessSpec, TorchvisionSpec
+from model_store.errors import GoldenMismatchError, IntegrityError, ManifestError, RuntimeUnavailableError
+from model_store.manifest import Execution, Manifest, PreprocessSpec, QuantisedGraph, TorchvisionSpec
 from model_store.networks import NetworkOutput, build_network
 from model_store.predictor import Scorer
-from model_store.runtimes import OpenVinoRuntime, TorchRuntime
+from model_store.runtimes import (
+    LowPrecisionOpenVinoRuntime,
+    OpenVinoRuntime,
+    RunnableNetwork,
+    RuntimeOptions,
+    TorchGraphsRuntime,
+    TorchRuntime,
+    run_accepted,
+)
 from model_store.runtimes.openvino_cache import OpenVinoCache
-from model_store.runtimes.openvino_ir import OpenVinoIr, convert, openvino_is_installed
+from model_store.runtimes.openvino_ir import (
+    OpenVinoIr,
+    convert,
+    features_only,
+    import_openvino,
+    openvino_is_installed,
+    read_model,
+    serialised,
+)
+from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
 
 pytestmark = pytest.mark.skipif(not openvino_is_installed(), reason="openvino is not installed")
@@ -296,13 +314,122 @@ def test_auto_falls_back_and_says_why_where_golden_images_disagree(torch_only: P
         load_bundle(torch_only, runtime="openvino")
 
 
-def test_openvino_refuses_what_is_not_float32(draft: BundleDraft, store: Store, caplog) -> None:
+def _computes_bfloat16() -> bool:
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+@pytest.fixture
+def bfloat16_folder(draft: BundleDraft, store: Store) -> Path:
     execution = Execution(precision="bfloat16", tolerance=1)
-    folder = store.publish(replace(draft, manifest=draft.manifest.model_copy(update={"execution": execution})))
-    with pytest.raises(RuntimeUnavailableError, match="precision is bfloat16"):
-        load_bundle(folder, runtime="openvino")
-    assert _runtime_name(load_bundle(folder, runtime="auto", device=CPU)) == "torch-eager-bfloat16-cpu"
-    assert "precision is bfloat16" in _warnings(caplog)[0]
+    return store.publish(replace(draft, manifest=draft.manifest.model_copy(update={"execution": execution})))
+
+
+def test_auto_runs_bfloat16_on_openvino_where_the_processor_computes_it(
+    bfloat16_folder: Path, ir: OpenVinoIr, tmp_path: Path, caplog
+) -> None:
+    capable = _computes_bfloat16()
+    _entry(bfloat16_folder, tmp_path).write(ir)
+    found = _runtime_name(load_bundle(bfloat16_folder, runtime="auto", device=CPU, cache_dir=tmp_path))
+    assert found == ("openvino-bfloat16-cpu" if capable else "torch-eager-bfloat16-cpu")
+    assert len(_warnings(caplog)) == (not capable)
+    assert _runtime_name(load_bundle(bfloat16_folder, device=CPU)) == "torch-eager-bfloat16-cpu"
+
+
+@pytest.fixture(scope="module")
+def low_precision(ir: OpenVinoIr, network: nn.Module) -> Callable[[], LowPrecisionOpenVinoRuntime]:
+    return lambda: LowPrecisionOpenVinoRuntime(ir, Head.of(network), precision="bfloat16", threads=1)
+
+
+def test_bfloat16_body_ends_in_a_float32_head(low_precision, network: nn.Module, scorer: Scorer, test_images) -> None:
+    """The head's own rounding would move logits by some 1e-3 of them, and a rounded one has no low bits."""
+    if not _computes_bfloat16():
+        with pytest.raises(RuntimeUnavailableError, match="would compute in f32 on this processor"):
+            low_precision()
+        return
+    runtime = low_precision()
+    logits, features = runtime.finish(runtime.start(test_images))
+    exact = features.double() @ network.head.weight.detach().double().T + network.head.bias.detach().double()
+    torch.testing.assert_close(logits.double(), exact, atol=1e-5, rtol=1e-6)
+    for tensor in (logits, features):
+        assert tensor.dtype == torch.float32
+        nonzero = tensor[tensor != 0]
+        assert (nonzero == nonzero.bfloat16().float()).float().mean() < 0.02
+    reference = scorer.score(test_images)
+    difference = (features - reference.features).abs().max() / reference.features.abs().max()
+    assert 2**-13 < difference < 2**-4  # bfloat16 has 8 bits: other values, and not altogether others
+
+
+def test_float32_is_never_computed_in_bfloat16(ir: OpenVinoIr) -> None:
+    """Where that is what the processor would do, the runtime is refused, which `auto` passes over."""
+    compiled = OpenVinoRuntime(ir)._request.get_compiled_model()
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+
+
+def test_only_openvino_runs_int8(network: nn.Module, preprocess: PreprocessSpec, ir: OpenVinoIr) -> None:
+    source = RunnableNetwork(network, preprocess, "int8", "0" * 64, ir)
+    for choice in ("torch-eager", "torch-compiled"):
+        with pytest.raises(RuntimeUnavailableError, match=f"precision is int8, which openvino alone runs; {choice}"):
+            run_accepted(source, RuntimeOptions(choice, CPU), lambda runtime: runtime)
+
+
+@pytest.fixture(scope="module")
+def int8_draft(draft: BundleDraft, ir: OpenVinoIr) -> BundleDraft:
+    """A bundle that says it is int8; that its graph's weights are float32 makes no difference to how it is run."""
+    graph = QuantisedGraph(structure="openvino/features.xml", weights="openvino/features.bin", images=1)
+    execution = Execution(precision="int8", quantised=graph, tolerance=0.001)
+    manifest = draft.manifest.model_copy(update={"execution": execution})
+    return replace(draft, manifest=manifest, quantised=serialised(features_only(read_model(ir))))
+
+
+def test_int8_runs_its_own_graph_whatever_the_default(
+    int8_draft: BundleDraft, store: Store, scorer: Scorer, test_images: np.ndarray, tmp_path: Path
+) -> None:
+    folder = store.publish(int8_draft)
+    expected = scorer.score(test_images[:9])
+    for runtime in (None, "auto", "openvino"):
+        bundle = load_bundle(folder, runtime=runtime, cache_dir=tmp_path / "cache")
+        assert _runtime_name(bundle) == "openvino-int8-cpu"
+        found = bundle.predictor.scorer.score(test_images[:9])
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=0)
+    assert not (tmp_path / "cache").exists()  # nothing was converted
+    for runtime in ("torch-eager", "torch-compiled"):
+        with pytest.raises(RuntimeUnavailableError, match="precision is int8, which openvino alone runs"):
+            load_bundle(folder, runtime=runtime, device=CPU)
+    with pytest.raises(RuntimeUnavailableError, match="device is cuda:0; the openvino runtime runs on the cpu"):
+        load_bundle(folder, runtime="auto", device=torch.device("cuda:0"))
+
+
+def test_int8_graph_is_held_to_its_hash_and_must_be_there(int8_draft: BundleDraft, store: Store) -> None:
+    folder = store.publish(int8_draft)
+    graph = folder / "openvino" / "features.bin"
+    content = bytearray(graph.read_bytes())
+    content[100] ^= 1
+    graph.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"openvino/features.bin has SHA-256"):
+        load_bundle(folder)
+    with pytest.raises(ManifestError, match=r"files: openvino/features.xml is missing"):
+        store.publish(replace(int8_draft, quantised=None))
+
+
+def test_int8_graph_that_is_none_is_refused(int8_draft: BundleDraft, store: Store) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="openvino cannot read the converted network"):
+        store.publish(replace(int8_draft, quantised=OpenVinoIr(b"<net/>", b"\0")))
+
+
+def test_only_int8_has_a_graph_and_older_schemas_have_none(int8_draft: BundleDraft) -> None:
+    graph = int8_draft.manifest.execution.quantised
+    with pytest.raises(ValueError, match="precision is 'int8', quantised is not given; int8 needs a graph"):
+        Execution(precision="int8", tolerance=1)
+    with pytest.raises(ValueError, match="precision is 'bfloat16', quantised is given"):
+        Execution(precision="bfloat16", quantised=graph, tolerance=1)
+    fields = int8_draft.manifest.model_dump() | {"schema_version": 2}
+    with pytest.raises(ValueError, match="schema_version 2 knows neither int8 nor optimisation; 3 does"):
+        Manifest.model_validate(fields)
+
+
+def test_cuda_graphs_are_refused_on_the_cpu(folder: Path) -> None:
+    with pytest.raises(RuntimeUnavailableError, match="device is cpu; torch-graphs runs on CUDA alone"):
+        load_bundle(folder, runtime="torch-graphs", device=CPU)
 
 
 def test_openvino_refuses_another_device(folder: Path) -> None:
@@ -381,11 +508,6 @@ def test_openvino_threads_are_its_own(ir: OpenVinoIr, torch_threads: int) -> Non
     assert torch.get_num_threads() == torch_threads
 
 
-def test_openvino_computes_in_float32(ir: OpenVinoIr) -> None:
-    compiled = OpenVinoRuntime(ir)._request.get_compiled_model()
-    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
-
-
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_that_cannot_be_are_refused(folder: Path, threads: int) -> None:
     with pytest.raises(ValueError, match=f"threads is {threads}; expected 1 or more"):
@@ -397,9 +519,64 @@ def test_one_batch_in_flight_is_enough_on_the_cpu(scorer: Scorer, on_openvino: S
 
 
 @pytest.mark.gpu
-def test_auto_is_torch_on_a_gpu_with_two_batches_in_flight(folder: Path) -> None:
+def test_auto_is_cuda_graphs_on_a_gpu_with_two_batches_in_flight(folder: Path) -> None:
     runtime = load_bundle(folder, runtime="auto").predictor.scorer.runtime
-    assert (runtime.name, runtime.in_flight) == ("torch-eager-float32-cuda", 2)
+    assert (runtime.name, runtime.in_flight) == ("torch-graphs-float32-cuda", 2)
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_graphs_give_every_batch_what_eager_gives_it(network, preprocess, test_images, precision) -> None:
+    """Of sizes that alternate, all started before the first is finished, and the graphs replayed anew."""
+    graphs = TorchGraphsRuntime(deepcopy(network), preprocess, device=CUDA, precision=precision)
+    eager = TorchRuntime(deepcopy(network), preprocess, device=CUDA, precision=precision)
+    at = [(0, 1), (1, 9), (9, 10), (10, 18), (18, 50), (50, 58), (58, 59), (59, 67)]
+    for _ in range(3):
+        tickets = [graphs.start(test_images[begin:end]) for begin, end in at]
+        for (begin, end), ticket in zip(at, tickets, strict=True):
+            found, expected = graphs.finish(ticket), eager.finish(eager.start(test_images[begin:end]))
+            torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-5)
+            assert found.logits.dtype == found.features.dtype == torch.float32
+
+
+@pytest.mark.gpu
+def test_results_of_graphs_survive_later_batches(network, preprocess, test_images) -> None:
+    runtime = TorchGraphsRuntime(deepcopy(network), preprocess, device=CUDA)
+    first = runtime.finish(runtime.start(test_images[:8]))
+    kept = NetworkOutput(first.logits.clone(), first.features.clone())
+    for begin in (8, 16, 24):
+        runtime.finish(runtime.start(test_images[begin : begin + 8]))
+    assert torch.equal(first.logits, kept.logits)
+    assert torch.equal(first.features, kept.features)
+
+
+@pytest.mark.gpu
+def test_sizes_beyond_the_graphs_run_eager(network, preprocess, test_images, monkeypatch) -> None:
+    monkeypatch.setattr("model_store.runtimes.torch_graphs.MAX_GRAPHS", 1)
+    runtime = TorchGraphsRuntime(deepcopy(network), preprocess, device=CUDA)
+    expected = TorchRuntime(deepcopy(network), preprocess, device=CUDA)
+    for size in (4, 7, 4):
+        found, wanted = (each.finish(each.start(test_images[:size])) for each in (runtime, expected))
+        torch.testing.assert_close(found.logits, wanted.logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_starting_on_graphs_does_not_wait_for_the_device(network, preprocess, test_images) -> None:
+    """While the device spins, a batch whose size is captured is started."""
+    runtime = TorchGraphsRuntime(deepcopy(network), preprocess, device=CUDA)
+    runtime.finish(runtime.start(test_images[:8]))
+    with torch.cuda.stream(runtime._compute):
+        torch.cuda._sleep(10**9)
+        spun = torch.cuda.Event()
+        spun.record()
+    ticket = runtime.start(test_images[8:16])
+    assert not spun.query()
+    runtime.finish(ticket)
+    assert spun.query()
 
 
 @pytest.mark.slow

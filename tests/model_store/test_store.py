@@ -24,6 +24,11 @@ def test_versions_sort_as_numbers(store: Store, draft: BundleDraft) -> None:
     assert store.publish(draft).name == "11"
 
 
+def test_version_is_newer_than_one_of_another_store(store: Store, draft: BundleDraft) -> None:
+    assert store.publish(draft, newer_than=4).name == "5"
+    assert store.publish(draft, newer_than=4).name == "6"
+
+
 def test_published_version_is_immutable(store: Store, draft: BundleDraft) -> None:
     folder = store.publish(draft, 1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -2,19 +2,17 @@
 
 import io
 import json
-import os
-import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from live import BUNDLE, SERVE, Gate, Process, Running, running
+from live import BUNDLE, Gate, Process, Running, running, serving
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
@@ -86,13 +84,14 @@ def scored_bundles(tmp_path_factory: pytest.TempPathFactory, image_sets: Path) -
 
 @pytest.fixture(scope="session")
 def settings(cache_dir: Path) -> Callable[..., Settings]:
-    """Settings for a test: small batches, so that the start is quick."""
-    return lambda **changes: Settings(**({"cache_dir": cache_dir, "max_batch_size": 4, "decode_threads": 2} | changes))
+    """Settings for a test: small batches, so that the start is quick, and a bundle with one score."""
+    ours = {"cache_dir": cache_dir, "max_batch_size": 4, "decode_threads": 2, "models": ("cifar10@1",)}
+    return lambda **changes: Settings(**(ours | changes))
 
 
 @pytest.fixture(scope="session")
 def server(settings: Callable[..., Settings]) -> Iterator[Running]:
-    """A server of the shipped bundle with default limits."""
+    """A server of cifar10@1 with default limits."""
     with running(settings()) as started:
         yield started
 
@@ -122,34 +121,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def serve(tmp_path: Path, cache_dir: Path) -> Callable[..., AbstractContextManager[Process]]:
     """Start `ood-serve`, or another command, on a free port, and wait for its greeting."""
-
-    @contextmanager
-    def start(*flags: str, command: tuple[str, ...] = (str(SERVE),), **environment: str) -> Iterator[Process]:
-        log = tmp_path / "log"
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [*command, "--port", "0", "--max-batch-size", "4", *flags],
-                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)} | environment,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        assert process.stdout is not None
-        try:
-            lines = []
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith("pages:"):
-                    break
-            found = re.search(r" on (http://\S+)", "".join(lines))
-            assert found, log.read_text()
-            yield Process(found[1], process, log, "".join(lines))
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-    return start
+    return partial(serving, tmp_path / "log", cache_dir)
 
 
 @pytest.fixture(scope="session")

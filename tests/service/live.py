@@ -1,6 +1,8 @@
 """Servers that really run, and what tests ask of them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from service.settings import Settings
 from service.state import State
 
 SERVE = Path(sys.executable).parent / "ood-serve"
-BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10"))
+BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10", 1))
 """The bundle that is served unless another is named: the newest of the shipped store."""
 VERSION = int(BUNDLE.name)
 MODEL = f'model="cifar10",version="{VERSION}"'
@@ -90,6 +92,35 @@ class Process(NamedTuple):
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+
+@contextmanager
+def serving(
+    log: Path, cache_dir: Path, *flags: str, command: tuple[str, ...] = (str(SERVE),), **environment: str
+) -> Iterator[Process]:
+    """Run a server as a process, from its greeting on; it is killed at the end."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0", "--max-batch-size", "4", *flags],
+            env=os.environ | {"OOD_CACHE_DIR": str(cache_dir), "OOD_MODELS": f"cifar10@{VERSION}"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    assert process.stdout is not None
+    try:
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("pages:"):
+                break
+        found = re.search(r" on (http://\S+)", "".join(lines))
+        assert found, log.read_text()
+        yield Process(found[1], process, log, "".join(lines))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -115,9 +115,8 @@ def test_the_list_of_models_has_verdicts_and_thresholds(scored: Running, scored_
         assert listed[name]["threshold"] == calibrations[verdict].threshold
 
 
-def test_a_bundle_without_further_scores_gives_its_one(settings: Callable[..., Settings], pngs: list[bytes]) -> None:
-    with running(settings(models=("cifar10@1",))) as server:
-        reply = httpx.post(f"{server.url}/predict?scores=all", content=pngs[0]).json()
+def test_a_bundle_without_further_scores_gives_its_one(server: Running, pngs: list[bytes]) -> None:
+    reply = httpx.post(f"{server.url}/predict?scores=all", content=pngs[0]).json()
     (prediction,) = reply["predictions"]
     expected = {"value": prediction["negative_energy"], "p_value": prediction["p_value"], "is_ood": False}
     assert prediction["scores"] == {"negative_energy": expected}

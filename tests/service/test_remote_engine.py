@@ -157,7 +157,9 @@ def test_a_full_queue_refuses_with_the_engines_own_words(side: Side) -> None:
             waiting = asyncio.ensure_future(first.predict(IMAGES[:4], soon()))
             await until(lambda: side.engine.depth == 4)
             side.engine._image_s = 2.5
-            with pytest.raises(QueueFullError, match=f"4 images wait for {NAME}, 1 more are above the 4") as refused:
+            with pytest.raises(
+                QueueFullError, match=f"queue of {NAME} is full: 4 images wait, 1 more are above the 4"
+            ) as refused:
                 await second.predict(IMAGES[:1], soon())  # which has not heard of it yet
             assert refused.value.retry_after_s == 10
             hub.tell_statuses()
@@ -182,7 +184,7 @@ def test_what_one_worker_asks_is_bounded_even_if_nobody_reads(side: Side) -> Non
             end._transport.pause_reading()
             asked = [asyncio.ensure_future(engine.predict(IMAGES[:4], soon())) for _ in range(2)]
             await asyncio.sleep(0)
-            with pytest.raises(QueueFullError, match=f"8 images wait for {NAME}, 1 more are above the 8 allowed"):
+            with pytest.raises(QueueFullError, match=f"queue of {NAME} is full: 8 images wait, 1 more are above the 8"):
                 await engine.predict(IMAGES[:1], soon())
             end._transport.resume_reading()
             await asyncio.gather(*asked, return_exceptions=True)

@@ -41,7 +41,7 @@ def test_settings_do_not_change() -> None:
         (["--max-batch-size", "0"], {}, "--max-batch-size / OOD_MAX_BATCH_SIZE is '0'"),
         (["--deadline-s", "nan"], {}, "--deadline-s / OOD_DEADLINE_S is 'nan'"),
         (["--deadline-s", "-1"], {}, "greater than 0"),
-        (["--runtime", "triton"], {}, "'auto', 'torch-eager', 'torch-compiled' or 'openvino'"),
+        (["--runtime", "triton"], {}, "'auto', 'torch-eager', 'torch-compiled', 'torch-graphs' or 'openvino'"),
         (["--models", ""], {}, "models is empty"),
         (["--models", "cifar10@x"], {}, "the version is 'x'; expected a positive integer"),
         (["--max-queue-images", "8"], {}, "max_images_per_request is 64, above max_queue_images 8"),

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from model_store.bundle import CALIBRATION, WEIGHTS, BundleDraft, read_manifest, write_bundle
+from model_store.manifest import Execution, QuantisedGraph
+from model_store.runtimes import OpenVinoIr
 from model_store.score_specs import GenSpec, KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, VimSpec
 from model_store.store import SHIPPED
 from training.bundle_size import draft_parts, recipe_parts, require_draft_small_enough, require_small_enough
@@ -67,19 +69,23 @@ def test_limit_is_kept_to_the_byte_before_training(wide: Recipe) -> None:
 
 def test_draft_is_counted_as_it_is_written(wide: Recipe, tmp_path: Path) -> None:
     folder = SHIPPED / "cifar10" / "1"
-    manifest = read_manifest(folder)
+    graph = QuantisedGraph(structure="openvino/features.xml", weights="openvino/features.bin", images=1)
+    execution = Execution(precision="int8", quantised=graph, tolerance=1)
+    manifest = read_manifest(folder).model_copy(update={"schema_version": 3, "execution": execution})
     draft = BundleDraft(
         manifest,
         load_file(folder / WEIGHTS),
         safetensors.numpy.load_file(folder / CALIBRATION),
         {golden.file: (folder / golden.file).read_bytes() for golden in manifest.golden},
         {"knn": {"reference": torch.zeros(10, 128)}},
+        OpenVinoIr(b"<net/>", bytes(1000)),
     )
     write_bundle(tmp_path, draft)
     total = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     parts = draft_parts(draft)
     assert sum(parts.values()) == total
     assert parts["knn"] == 4 * 10 * 128
+    assert parts["int8 graph"] == 1006
     assert parts["golden images"] == sum(path.stat().st_size for path in (folder / "golden").iterdir())
     require_draft_small_enough(_limited(wide, total), draft)
     with pytest.raises(RecipeError, match=rf"take {total:,} bytes, 1 above .*manifest and headers"):
