@@ -7,8 +7,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from benchmarks import layers
+from benchmarks.http_requests import http_post
 from benchmarks.in_process import Frontend
-from benchmarks.load import http_post
 
 REQUEST = http_post("/predict", "image/jpeg", b"body")
 
