@@ -6,7 +6,6 @@ nothing, so that what is left of the engine is its queue, its thread and its ver
 """
 
 import argparse
-import io
 import itertools
 import os
 import statistics
@@ -28,15 +27,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from benchmarks.http_requests import as_arrays, as_body, jpegs, sample_images
 from benchmarks.in_process import Frontend
-from benchmarks.load import http_post
-from benchmarks.rounds import spread
-from benchmarks.serving import encoded_images
+from benchmarks.spread import spread
 from model_store import images
 from model_store.networks import NetworkOutput
 from service import logs
 from service.app import create_app
-from service.arrays import MEDIA_TYPE
 from service.batcher import Waited
 from service.bodies import read_body
 from service.engine import LocalEngine
@@ -221,26 +218,18 @@ def application(model: str) -> Iterator[FastAPI]:
             state.decoder.close()
 
 
-def layers(app: FastAPI, model: str) -> list[Layer]:
+def layers(app: FastAPI) -> list[Layer]:
     """Return all that is measured, the raw application first."""
     state: State = app.state.service
-    engine, jpeg = state.models.engines[0], encoded_images(model)[0]
-    pixels = images.load(jpeg, engine.bundle.manifest.preprocess)
+    engine, pixels = state.models.engines[0], sample_images()
+    jpeg = jpegs(pixels[:1])[0]
     bodies = {
-        "JPEG": http_post("/predict", "image/jpeg", jpeg),
-        "npy of 1": http_post("/predict", MEDIA_TYPE, _npy(pixels[None])),
-        f"npy of {IMAGES_PER_REQUEST}": http_post(
-            "/predict", MEDIA_TYPE, _npy(np.repeat(pixels[None], IMAGES_PER_REQUEST, 0))
-        ),
+        "JPEG": as_body([jpeg])[0],
+        "npy of 1": as_arrays(pixels, 1)[0],
+        f"npy of {IMAGES_PER_REQUEST}": as_arrays(pixels, IMAGES_PER_REQUEST)[0],
     }
     simple = itertools.chain([("raw ASGI application", raw)], frameworks(), parts(state, engine, jpeg))
     return [*(Layer(name, each, bodies["JPEG"]) for name, each in simple), *whole(app, engine, bodies)]
-
-
-def _npy(array: Pixels) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def measure(app: FastAPI, found: Sequence[Layer], rounds: int, requests: int) -> dict[str, dict[int, list[float]]]:
@@ -277,13 +266,13 @@ def table(results: dict[str, dict[int, list[float]]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="layers", description=__doc__)
-    parser.add_argument("--model", default="cifar10", help="the bundle, of those that ship")
+    parser.add_argument("--model", default="cifar10", help="the bundle, of those that ship for 32x32 images")
     parser.add_argument("--rounds", type=int, default=9, help="how often each application has its turn")
     parser.add_argument("--requests", type=int, default=300, help="how many it gets in a turn")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with application(options.model) as app:
-        results = measure(app, layers(app, options.model), options.rounds, options.requests)
+        results = measure(app, layers(app), options.rounds, options.requests)
     print(table(results))
     return 0
 

@@ -51,7 +51,7 @@ _MAX_SIDE = 65_535
 _MAX_JPEG_PARTS = 100
 # A 20 MiB PNG in chunks of 1 KiB, three reads each, is below a quarter of it; Pillow takes about 1 us per read.
 _MAX_READS = 2**18
-# Shorter files, read by the byte, are below _MAX_READS; to count their reads takes a tenth of a small image's time.
+# Shorter files, read by the byte, are below _MAX_READS; to count their reads takes a good part of a small image's time.
 _MANY_BYTES = 2**16
 # Converted at once; to convert a whole image would double its memory.
 _STRIP_PIXELS = 2**18

@@ -75,7 +75,7 @@ def serve(settings: Settings) -> int:
     app = create_app(settings)
     hello = greeting(app.state.service.models, address(listener), closed=bool(settings.api_keys))
     server = Server(app, settings, hello)
-    gc.freeze()  # what is loaded stays: to look through it for garbage would hold up requests for a tenth of a second
+    gc.freeze()  # what is loaded stays: to look through it for garbage, again and again, would hold up requests
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0
 

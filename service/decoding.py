@@ -28,8 +28,8 @@ LARGEST_SMALL = 8
 """Images of a request that does not have to stand behind those of many."""
 QUICK_BYTES = 4096
 QUICK_PIXELS = 64 * 64
-"""What is done on the event loop: such an image takes 0.03 to 0.3 ms, no longer than it takes to hand it to a thread,
-which would hold the interpreter as long."""
+"""What is done on the event loop: such an image takes a fraction of a millisecond, about what it takes to hand it to a
+thread, which would hold the interpreter as long."""
 
 
 @dataclass(eq=False)

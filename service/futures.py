@@ -10,7 +10,7 @@ T = TypeVar("T")
 async def result_of(future: "Future[T]") -> T:
     """Return a future's result, or raise its error, once it has one; cancelling this cancels it.
 
-    As `asyncio.wrap_future`, at a fifth of the time.
+    As `asyncio.wrap_future`, which does more for each.
     """
     loop = asyncio.get_running_loop()
     done = loop.create_future()

@@ -62,7 +62,8 @@ async def judge(
     Raises:
         ServiceError: whatever stands in the way, from the headers to the engine.
     """
-    state, settings = state_of(request), state_of(request).settings
+    state = state_of(request)
+    settings = state.settings
     budget_s = _budget_s(request, settings.deadline_s)
     engine.require_room()
     with state.pending.lease() as lease:

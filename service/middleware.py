@@ -4,8 +4,8 @@ import asyncio
 import hmac
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 
 from fastapi.exceptions import RequestValidationError
@@ -164,4 +164,4 @@ def _is_public(request: Request, settings: Settings) -> bool:
 
 def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

@@ -15,6 +15,7 @@ from live import Gate, Process, Running, running, samples, wait_until
 from model_store import images
 from model_store.bundle import Bundle, load_bundle
 from model_store.predictor import Predictor
+from service.schemas import PredictReply
 from service.settings import Settings
 
 DEPTH = 'ood_queue_images{model="every",version="1"}'
@@ -37,6 +38,15 @@ def pixels_of(bundle: Bundle, pngs: list[bytes]) -> np.ndarray:
 
 def form(pngs: list[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
     return [("images", ("i", png)) for png in pngs]
+
+
+@pytest.mark.parametrize("path", ["/predict?scores=all", "/models/by-knn/predict"])
+def test_a_reply_of_further_scores_is_as_its_schema_has_it(scored: Running, pngs: list[bytes], path: str) -> None:
+    content = httpx.post(scored.url + path, content=pngs[0], timeout=60).content
+    reply = PredictReply.model_validate_json(content, strict=True)
+    assert reply.verdict is not None
+    assert (reply.thresholds is None) == (reply.predictions[0].scores is None) == ("all" not in path)
+    assert content == reply.model_dump_json(exclude_none=True).encode()
 
 
 @pytest.mark.parametrize(("path", "name"), [("/predict", "every"), ("/models/by-knn@1/predict", "by-knn")])

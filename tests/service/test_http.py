@@ -18,6 +18,7 @@ from PIL import Image
 from model_store import images
 from model_store.bundle import load_bundle
 from service.errors import ANSWERS
+from service.schemas import PredictReply
 from service.settings import Settings
 
 
@@ -110,6 +111,13 @@ def test_json_is_known_by_its_first_character(client: httpx.Client, pngs: list[b
     body = " \n" + json.dumps(as_json(pngs[:2])["json"])
     reply = client.post("/predict", content=body, headers={"content-type": "application/x-www-form-urlencoded"})
     assert len(reply.json()["predictions"]) == 2
+
+
+def test_a_reply_is_as_its_schema_has_it(client: httpx.Client, pngs: list[bytes]) -> None:
+    """No field more or less, in its order, and numbers to the digit as the schema's own serialiser writes them."""
+    for body in (client.post("/predict", content=pngs[0]), client.post("/predict", **as_form(pngs[:3]))):
+        reply = PredictReply.model_validate_json(body.content, strict=True)
+        assert body.content == reply.model_dump_json(exclude_none=True).encode()
 
 
 def test_a_reply_names_model_threshold_times_and_request(client: httpx.Client, pngs: list[bytes]) -> None:
