@@ -68,7 +68,7 @@ class Control:
         """Take the channel's end and ignore what a terminal or an init system sends to every process at once."""
         _die_with_parent()
         for ignored in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(ignored, signal.SIG_IGN)
+            signal.signal(ignored, lambda *_: None)  # unlike SIG_IGN, not for what a runtime starts in turn
         self._socket = socket.socket(fileno=descriptor)
         self._lines = self._socket.makefile("r")
 
@@ -88,6 +88,12 @@ class Control:
         flags = socket.MSG_DONTWAIT if kind == "alive" else 0
         with suppress(BlockingIOError, BrokenPipeError):
             self._socket.sendall(line.encode(), flags)
+
+    async def live(self) -> None:
+        """Tell the supervisor, again and again, that the loop turns."""
+        while True:
+            self.report("alive")
+            await asyncio.sleep(HEARTBEAT_S)
 
     def _listen(self, loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[Order]) -> None:
         try:

@@ -16,7 +16,7 @@ from service.errors import StartError
 from service.greeting import greeting
 from service.metrics import Metrics
 from service.models import load_models
-from service.processes.control import HEARTBEAT_S, Control, EngineConfig, Order, revived
+from service.processes.control import Control, EngineConfig, Order, revived
 from service.processes.hub import Hub, WorkerEnd
 from service.processes.loops import loop_factory
 from service.served_models import Models
@@ -74,13 +74,14 @@ class EngineProcess:
         hub = Hub(self._models, self._metrics)
         await loop.create_unix_server(lambda: WorkerEnd(hub), sock=listener)
         self._control.report("ready", hello)
+        living = asyncio.ensure_future(self._control.live())
         status = await self._watch(hub)
         await asyncio.to_thread(self._models.close)
         await hub.close()
+        living.cancel()
         return status
 
     async def _watch(self, hub: Hub) -> int:
-        ticks = 0
         while True:
             while not self._orders.empty():
                 order = self._orders.get_nowait()
@@ -96,9 +97,6 @@ class EngineProcess:
                     self._control.report("failed", f"the engine of {engine.name} died")
                     return 1
             hub.tell_statuses()
-            if ticks % round(HEARTBEAT_S / TICK_S) == 0:
-                self._control.report("alive")
-            ticks += 1
             await asyncio.sleep(TICK_S)
 
     def _count_restarts(self, restarts: dict[str, int]) -> None:

@@ -19,7 +19,7 @@ from service.app import make_app, route_templates
 from service.bodies import PendingBytes
 from service.decoding import Decoder
 from service.errors import NotReadyError, ServiceError
-from service.processes.control import HEARTBEAT_S, Control, Order, WorkerConfig, revived
+from service.processes.control import Control, Order, WorkerConfig, revived
 from service.processes.frames import Kind
 from service.processes.link import EngineLink, connect
 from service.processes.loops import loop_factory
@@ -63,7 +63,7 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(remote.stay_connected(state)), asyncio.ensure_future(remote.tell())]
+        tasks = [asyncio.ensure_future(work) for work in (remote.stay_connected(state), remote.tell(), control.live())]
         yield
         for task in tasks:
             task.cancel()
@@ -159,13 +159,11 @@ class WorkerServer(DrainingServer):
         """Do nothing on a signal: it is the supervisor's."""
 
     async def on_tick(self, counter: int) -> bool:
-        """Look, ten times a second, for orders; say once a second that the loop turns."""
+        """Look, ten times a second, for orders."""
         while not self._orders.empty():
             order = self._orders.get_nowait()
             if order.kind == "leave":
                 self.drain(order.delay_s)
-        if counter % round(10 * HEARTBEAT_S) == 0:
-            self._control.report("alive")
         return await super().on_tick(counter)
 
 

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -246,6 +248,8 @@ def test_a_killed_worker_takes_nothing_with_it_but_its_own_connections(serve: Se
     with serve("--workers", "2") as server:
         load = Load(server.url, pngs)
         load.wait_for(50)
+        # It tells what it counts ten times a second; what it had not told is lost.
+        since = (datetime.now(UTC) - timedelta(seconds=2)).isoformat(timespec="milliseconds")
         os.kill(pid_of(server, "worker 1"), signal.SIGKILL)
         load.wait_for(50)
         wait_until(lambda: recovered(server, {"engine": 0, "worker": 1}), 60)
@@ -257,10 +261,11 @@ def test_a_killed_worker_takes_nothing_with_it_but_its_own_connections(serve: Se
         assert lost <= load.clients  # what was on the connections that it had
         (replaced,) = logged(server, "process replaced")
         assert (replaced["child"], replaced["status"]) == ("worker 1", -signal.SIGKILL)
-        found = samples(server.url)
-        assert (
-            outcomes[200] - lost <= found['ood_http_requests_total{route="/predict",status="200"}'] <= outcomes.total()
-        )
+        answered = [line for line in logged(server, "request") if line["path"] == "/predict" and line["status"] == 200]
+        untold = sum(line["process"] == "worker 1" and since <= line["time"] <= replaced["time"] for line in answered)
+        counted = samples(server.url)['ood_http_requests_total{route="/predict",status="200"}']
+        assert len(answered) - untold <= counted <= len(answered)
+        assert untold < outcomes[200] / 2
 
 
 def test_a_killed_engine_is_replaced_and_all_that_waited_is_answered(serve: Serve, pngs: list[bytes]) -> None:
@@ -282,8 +287,7 @@ def test_a_killed_engine_is_replaced_and_all_that_waited_is_answered(serve: Serv
         # The counters began at 0 with the new process; what workers counted in between is in them.
         found = samples(server.url)
         assert 50 <= found['ood_http_requests_total{route="/predict",status="200"}'] < outcomes[200]
-        died = found['ood_refused_requests_total{code="engine_died"}']
-        assert died == outcomes["engine_died"]
+        assert found['ood_http_requests_total{route="/predict",status="503"}'] == outcomes["engine_died"]
         assert found["ood_http_workers"] == 2
 
 
@@ -436,3 +440,21 @@ def test_what_the_drain_has_no_time_for_gets_503_from_a_worker(serve: Serve) -> 
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b'"code":"not_ready"' in answer
         assert server.process.wait(20) == 0
+
+
+def test_a_worker_that_drains_for_long_is_not_taken_to_hang(serve: Serve, pngs: list[bytes]) -> None:
+    """Longer than a child may say nothing: 1 s to stall and 10 s more."""
+    with serve("--workers", "2", "--stall-s", "1") as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0)) as raw:
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(pngs[0]))
+            raw.sendall(pngs[0][:100])
+            wait_until(lambda: samples(server.url)["ood_pending_bytes"] == 100)
+            server.process.send_signal(signal.SIGTERM)
+            until = monotonic() + 14
+            wait_until(lambda: monotonic() > until)
+            raw.sendall(pngs[0][100:])
+            raw.settimeout(20)
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert server.process.wait(30) == 0
