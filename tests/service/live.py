@@ -21,7 +21,7 @@ from service.settings import Settings
 from service.state import State
 
 SERVE = Path(sys.executable).parent / "ood-serve"
-BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10"))
+BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10", 1))
 """The bundle that is served unless another is named: the newest of the shipped store."""
 VERSION = int(BUNDLE.name)
 MODEL = f'model="cifar10",version="{VERSION}"'
@@ -102,7 +102,7 @@ def serving(
     with log.open("w") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", "--max-batch-size", "4", *flags],
-            env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)} | environment,
+            env=os.environ | {"OOD_CACHE_DIR": str(cache_dir), "OOD_MODELS": f"cifar10@{VERSION}"} | environment,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
