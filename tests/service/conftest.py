@@ -12,7 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from live import BUNDLE, VERSION, Gate, Process, Running, running, serving
+from live import BUNDLE, Gate, Process, Running, running, serving
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
