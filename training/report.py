@@ -160,7 +160,7 @@ def model_card(bundle: Bundle) -> str:
         code_version=origin.code_version,
         created=origin.created,
         hardware=origin.hardware,
-        seconds=", ".join(f"{stage} {seconds / 60:.0f} min" for stage, seconds in origin.stage_seconds.items()),
+        seconds="".join(f", {stage} {seconds / 60:.0f} min" for stage, seconds in origin.stage_seconds.items()),
         libraries=", ".join(f"{name} {version}" for name, version in origin.libraries.items()),
         decoder=manifest.decoder,
     )

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from live import BUNDLE, SERVE, Gate, Process, Running, running
+from live import BUNDLE, SERVE, VERSION, Gate, Process, Running, running
 from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
@@ -86,13 +86,14 @@ def scored_bundles(tmp_path_factory: pytest.TempPathFactory, image_sets: Path) -
 
 @pytest.fixture(scope="session")
 def settings(cache_dir: Path) -> Callable[..., Settings]:
-    """Settings for a test: small batches, so that the start is quick."""
-    return lambda **changes: Settings(**({"cache_dir": cache_dir, "max_batch_size": 4, "decode_threads": 2} | changes))
+    """Settings for a test: small batches, so that the start is quick, and a bundle with one score."""
+    ours = {"cache_dir": cache_dir, "max_batch_size": 4, "decode_threads": 2, "models": ("cifar10@1",)}
+    return lambda **changes: Settings(**(ours | changes))
 
 
 @pytest.fixture(scope="session")
 def server(settings: Callable[..., Settings]) -> Iterator[Running]:
-    """A server of the shipped bundle with default limits."""
+    """A server of cifar10@1 with default limits."""
     with running(settings()) as started:
         yield started
 
@@ -129,7 +130,7 @@ def serve(tmp_path: Path, cache_dir: Path) -> Callable[..., AbstractContextManag
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [*command, "--port", "0", "--max-batch-size", "4", *flags],
-                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)} | environment,
+                env=os.environ | {"OOD_CACHE_DIR": str(cache_dir), "OOD_MODELS": f"cifar10@{VERSION}"} | environment,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,

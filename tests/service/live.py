@@ -19,7 +19,7 @@ from service.settings import Settings
 from service.state import State
 
 SERVE = Path(sys.executable).parent / "ood-serve"
-BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10"))
+BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10", 1))
 """The bundle that is served unless another is named: the newest of the shipped store."""
 VERSION = int(BUNDLE.name)
 MODEL = f'model="cifar10",version="{VERSION}"'

@@ -15,11 +15,14 @@ from training.reproduce.results import (
     Results,
     Row,
     SetRecord,
+    read_results,
     read_scores,
     rows,
     write_scores,
 )
 from training.reproduce.size import read_size
+
+ROOT = Path(__file__).parents[2]
 
 
 def _set(source: str, published: str | None = None) -> SetRecord:
@@ -165,3 +168,9 @@ def test_roc_curve_by_hand() -> None:
     assert curve[250:500].min() == curve[-1] == 1.0  # from half of the OOD images on
     assert curve[0] == pytest.approx(2 / 3)
     assert np.trapezoid(curve, figures.ROC_POINTS) == pytest.approx(5 / 6, abs=0.01)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results/README.md"])
+def test_tables_of_the_documents_are_generated_from_the_kept_results(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert report.renew(text, read_results(ROOT / "docs/results/cpu/results.json")) == text
