@@ -38,8 +38,8 @@ LowPrecision = Literal["bfloat16", "int8"]
 ALLOWED_FLIPS = 0.005
 """The share of verdicts that may change without anyone having said so."""
 BFLOAT16_TOLERANCE = 3.0
-"""How far a golden score may stray, in the greatest difference from float32 that golden images show. Two ways of rounding
-to bfloat16, PyTorch's and OpenVINO's say, differ by about as much as each does from float32."""
+"""How far a golden score may stray, in the greatest difference from float32 that golden images show. Two ways of
+rounding to bfloat16, PyTorch's and OpenVINO's say, differ by about as much as each does from float32."""
 INT8_TOLERANCE = 1e-2
 """The same in the range of the calibration scores. Roundings are in the graph, so that processors differ by less than
 int8 does from float32: one without VNNI moved energies of 40 to 52 by 0.1 at most."""
