@@ -31,6 +31,9 @@ def quantise(network: nn.Module, preprocess: PreprocessSpec, images: ImageSet) -
     """Return a network up to its features as an int8 graph; the last layer stays out of it.
 
     Weights are quantised by channel, activations symmetrically by tensor, and biases corrected for what that changes.
+    NNCF's own ranges cut off the few greatest activations. That moves the logits of the surest images, by whole units,
+    on which no verdict hangs: with ranges that hold everything twice as many verdicts of cifar10@1 flipped, 0.85 % of
+    4,100 images instead of 0.37 %.
 
     images: training images as they are, a sample by `quantisation_sample`; calibration images stay unseen.
 
