@@ -36,14 +36,22 @@ def supervise(settings: Settings, listener: socket.socket) -> int:
         listener: bound, not listening.
 
     Raises:
-        StartError: the models or a worker do not start, at first or after they were gone.
+        StartError: the models or a worker do not start, at first or after they were gone; or there is no place for
+            the socket between them.
     """
     with TemporaryDirectory(prefix="ood-serve-") as folder:  # mode 0700: nobody else reaches the socket in it
         path = Path(folder) / "engine"
         with socket.socket(socket.AF_UNIX) as inner:
-            inner.bind(str(path))
+            _bind(inner, path)
             inner.listen(settings.workers)
             return asyncio.run(_run(settings, listener, inner, path))
+
+
+def _bind(inner: socket.socket, path: Path) -> None:
+    try:
+        inner.bind(str(path))
+    except OSError as err:  # there are systems on which 104 bytes are too many
+        raise StartError(f"cannot make a socket at {path} ({err}); set TMPDIR to a shorter folder") from err
 
 
 class Supervisor:

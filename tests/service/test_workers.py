@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,11 @@ import httpx
 import pytest
 from live import BUNDLE, MODEL, SERVE, VERSION, Process, Running, samples, wait_until
 
+from service.errors import StartError
+from service.processes.supervisor import supervise
+from service.server import bind
+from service.settings import Settings
+
 pytestmark = pytest.mark.slow
 Serve = Callable[..., AbstractContextManager[Process]]
 Outcome = int | str
@@ -28,6 +34,7 @@ Outcome = int | str
 
 FAULTY = """
 import sys
+import tempfile
 if "service.processes.engine" in sys.orig_argv:
     import threading
     import service.models
@@ -417,6 +424,17 @@ def test_a_server_of_workers_without_one_good_model_does_not_start(bundles: Path
     assert last.startswith("ood-serve: broken: ")
     assert "missing: no bundle missing in" in last
     assert finished.stdout == ""
+
+
+def test_a_folder_too_deep_for_a_socket_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with (
+        bind("127.0.0.1", 0) as listener,
+        pytest.raises(StartError, match=rf"{deep}.* \(AF_UNIX path too long\); set TMPDIR to a shorter folder"),
+    ):
+        supervise(Settings(workers=2), listener)
 
 
 def test_workers_import_no_network_library() -> None:
