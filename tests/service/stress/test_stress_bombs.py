@@ -22,7 +22,7 @@ from memory import Memory
 from PIL import Image
 from test_stress_clients import assert_right_at_once, at_rest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MAX_REQUEST_BYTES = 8 * 2**20
 MAX_PENDING_BYTES = 32 * 2**20
 MAX_IMAGE_PIXELS = 10**6

@@ -14,10 +14,10 @@ from live import Process, samples, wait_until
 from memory import Memory
 from wire import LEAVES, Client
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 AT_ONCE = 64
 CLIENTS = 2000
-WARM = 1000
+WARM = 500
 """Clients before the memory is measured: by then allocators and caches hold what they need for such a crowd."""
 GROWTH = 1.05
 
@@ -25,7 +25,7 @@ GROWTH = 1.05
 def test_two_thousand_clients_that_leave_disturb_nobody_and_leave_nothing(
     stressed: Serve, alone: Alone, ran: Callable[[str], None], seed: int
 ) -> None:
-    with stressed("--body-timeout-s", "5") as server:
+    with stressed("--body-timeout-s", "5", "--deadline-s", "30") as server:
         memory = Memory(server.process.pid)
         asyncio.run(crowd(server, alone, WARM, seed + 1))
         at_rest(server)
@@ -33,7 +33,7 @@ def test_two_thousand_clients_that_leave_disturb_nobody_and_leave_nothing(
         seen = asyncio.run(crowd(server, alone, CLIENTS, seed))
         at_rest(server)
         assert memory.held_bytes <= GROWTH * before
-        assert memory.open_files <= files
+        wait_until(lambda: memory.open_files <= files)  # connections are closed in a moment of their own
         assert_right_at_once(server, alone)
         growth = memory.held_bytes / before - 1
         assert not [line for line in server.lines() if line["message"] == "request failed"]

@@ -27,9 +27,9 @@ from test_stress_clients import assert_right_at_once, at_rest
 
 from service.errors import ANSWERS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MUTATED = 8000
-WARM = 2000
+WARM = 1000
 DRAWN = 2000
 GROWTH = 1.05
 THREADS = 8

@@ -12,7 +12,7 @@ import pytest
 from conftest import Alone, Serve
 from live import Process, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FAULTY = (sys.executable, str(Path(__file__).parent / "faulty.py"))
 CLIENTS = 24
 DEADLINE_S = 3.0

@@ -14,7 +14,7 @@ from conftest import Alone, Serve
 from live import wait_until
 from test_stress_clients import assert_right
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DRAIN_DELAY_S = 1.0
 CLIENTS = 12
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from service.engine import batch_sizes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LARGEST = 16
 ACROSS = 1e-4
 """Most that the negative energy of an image differs between batch sizes, whose kernels may add in another order."""
