@@ -199,7 +199,9 @@ def optimise(
     The bundle is looked for in the store, then among those that ship; the sets must be those that it was made of.
     """
     target = Target(runtime, precision)
-    chosen = torch.device("cpu") if runtime == "openvino" else _device(device)
+    chosen = _device(device or ("cpu" if runtime == "openvino" else None))
+    if runtime == "openvino" and chosen.type != "cpu":
+        raise typer.BadParameter(f"{device!r} asked for, but openvino runs on the cpu")
     source = find_source(bundle, (Store(store), Store(SHIPPED)), chosen)
     manifest = source.manifest
     folder = run_folder or Path("runs") / f"{manifest.name}@{manifest.version}-{runtime}-{precision}"
@@ -323,7 +325,8 @@ def _opened_by_first(recipe_path: Path, data: Path, folder: Path | None, device:
 
 
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:
-    return load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=_device(device))
+    chosen = None if device is None else _device(device)  # an int8 bundle runs on the CPU where there is a GPU, too
+    return load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=chosen)
 
 
 def _device(name: str | None) -> torch.device:
