@@ -23,8 +23,8 @@ import pytest
 from live import BUNDLE, MODEL, SERVE, VERSION, Process, Running, samples, wait_until
 
 from service.errors import StartError
+from service.listener import bind
 from service.processes.supervisor import supervise
-from service.server import bind
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
