@@ -27,12 +27,12 @@ from service.middleware import RequestScope, error_reply
 from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
 from service.open_inference.reply import JSON_LENGTH_HEADER
-from service.routes import health, models, open_inference, predict
+from service.routes import health, models, open_inference, predict, watch
 from service.routes.direct import DirectRoutes
 from service.settings import Settings
 from service.state import State
 
-ROUTERS = (predict.router, open_inference.router, models.router, health.router)
+ROUTERS = (predict.router, open_inference.router, models.router, watch.router, health.router)
 DESCRIPTION = (
     "Image classifiers that know when they don't know: every prediction comes with its negative energy, a p-value and "
     "an out-of-distribution flag whose rate of false alarms is a stated number."
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     from service.models import load_models  # HTTP workers, which load nothing, do without the network libraries
 
-    metrics = Metrics(route_templates())
+    metrics = Metrics(route_templates(), settings.watch_options)
     state = State(
         settings=settings,
         metrics=metrics,

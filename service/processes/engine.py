@@ -35,7 +35,7 @@ def main() -> None:
     logs.set_up(settings.log_level, process="engine")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         orders = control.orders(runner.get_loop())
-        metrics = Metrics(route_templates())
+        metrics = Metrics(route_templates(), settings.watch_options)
         try:
             models = load_models(settings, metrics)
         except StartError as err:
