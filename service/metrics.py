@@ -152,6 +152,10 @@ class Metrics:
             model.watch_series.refresh()
         return generate_latest(self.registry)
 
+    def watch_of(self, name: str) -> Watch:
+        """Return what is watched of a model, `name@version`, whose series have begun."""
+        return self._models[name].watch
+
     async def watched(self, name: str) -> WatchReply:
         """Return what is watched of a model that is served, `name@version`."""
         return self._models[name].watched()

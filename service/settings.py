@@ -140,6 +140,10 @@ class Settings(BaseSettings):
         lt=1,
         description="Share of OOD images that the alarm is tuned for; of larger ones it tells sooner.",
     )
+    state_dir: Path | None = Field(
+        default=None,
+        description="Folder of this server alone, in which window and alarm survive a restart; none if not given.",
+    )
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_given_keys)] = Field(
         default=(),

@@ -53,3 +53,8 @@ class Cusum:
                 self.shifts += not self.shifted
                 self.shifted = True
         self.statistic = statistic
+
+    def restore(self, statistic: float, *, shifted: bool) -> None:
+        """Go on from where another stood; its limit may have been higher."""
+        self.statistic = min(statistic, self.limit)
+        self.shifted = shifted

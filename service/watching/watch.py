@@ -40,7 +40,7 @@ class Watch:
             limit=math.log(options.images_between_false_alarms),
         )
         self.estimates_share = False
-        self._p_values: deque[float] = deque(maxlen=options.window_images)
+        self.p_values: deque[float] = deque(maxlen=options.window_images)
         self._flags_up_to = stated_rate(manifest)
         self._calibration_images = calibration.n
         self._looks = options.images_between_false_alarms
@@ -56,12 +56,17 @@ class Watch:
         self.images += len(flags)
         self.flagged += sum(flags)
         self.cusum.update(flags)
-        self._p_values.extend(p_values)
+        self.p_values.extend(p_values)
         self.throughput.count(len(flags))
+
+    def restore(self, p_values: Sequence[float], cusum: float, *, shifted: bool) -> None:
+        """Go on from where another, of the same bundle, stood."""
+        self.p_values.extend(p_values)
+        self.cusum.restore(cusum, shifted=shifted)
 
     def window(self) -> WindowFacts | None:
         """Return the facts of the last images; None while there are none."""
-        p_values = np.fromiter(self._p_values, np.float64, len(self._p_values))
+        p_values = np.fromiter(self.p_values, np.float64, len(self.p_values))
         images = len(p_values)
         if not images:
             return None
