@@ -106,8 +106,8 @@ def test_before_the_first_image_nothing_is_known(fresh: Running) -> None:
     assert exposed['ood_p_value_uniform{le="0.05"}'] == 0.05
 
 
-def test_a_model_that_is_not_served_is_404(fresh: Running) -> None:
-    reply = httpx.get(f"{fresh.url}/models/other/watch")
+def test_a_model_that_is_not_served_is_404(server: Running) -> None:
+    reply = httpx.get(f"{server.url}/models/other/watch")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_model")
 
 
