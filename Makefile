@@ -19,7 +19,8 @@ install: $(INSTALLED)  ## Set up .venv with all that development needs
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,optimize,onnx,deploy,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
+		'.[training,cpu,optimize,onnx,tracing,deploy,test]'
 	touch $@
 
 $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)

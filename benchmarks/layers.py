@@ -44,6 +44,9 @@ from service.served_models import Models
 from service.settings import Settings
 from service.stages import Stage
 from service.state import State
+from service.watching.class_counts import ClassCounts
+from service.watching.expectations import WatchOptions
+from service.watching.watch import Watch
 
 FORWARD_S = 0.005
 """A forward pass of the waiting runtime."""
@@ -174,12 +177,19 @@ def parts(state: State, engine: Engine, jpeg: bytes) -> Iterator[tuple[str, ASGI
     async def count(_: Request) -> None:
         engine.count_answered([VERDICT], SECONDS)
 
+    watch, classes = Watch(engine.bundle.manifest, WatchOptions()), ClassCounts(len(engine.bundle.manifest.classes))
+
+    async def watch_alone(_: Request) -> None:
+        watch.judged([VERDICT.p_value])
+        classes.count([VERDICT])
+
     yield "id, token, log line, count", RequestScope(raw, lambda: state)
     yield "reading the body", on_raw(read)
     yield "JPEG decoded at once", on_raw(decode)
     yield "JPEG decoded on a thread", on_raw(decode_on_a_thread)
     yield "queue, engine's thread, verdicts", on_raw(predict)
     yield "metrics of verdicts and stages", on_raw(count)
+    yield "of these, window, alarm and classes", on_raw(watch_alone)
     yield "reply as JSON", on_raw(as_json)
     yield "reply as a pydantic model, then JSON", on_raw(as_model)
 

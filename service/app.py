@@ -1,7 +1,9 @@
 """The application: one server's state, routes and layers, made from its settings."""
 
+import asyncio
 import base64
 import io
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -27,12 +29,14 @@ from service.middleware import RequestScope, error_reply
 from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
 from service.open_inference.reply import JSON_LENGTH_HEADER
-from service.routes import health, models, open_inference, predict
+from service.routes import health, models, open_inference, predict, watch
 from service.routes.direct import DirectRoutes
 from service.settings import Settings
 from service.state import State
+from service.tracing import TracedRequests, Tracing, is_wanted
+from service.watching.state import kept
 
-ROUTERS = (predict.router, open_inference.router, models.router, health.router)
+ROUTERS = (predict.router, open_inference.router, models.router, watch.router, health.router)
 DESCRIPTION = (
     "Image classifiers that know when they don't know: every prediction comes with its negative energy, a p-value and "
     "an out-of-distribution flag whose rate of false alarms is a stated number."
@@ -43,11 +47,14 @@ def create_app(settings: Settings) -> FastAPI:
     """Load the bundles of the settings and return the application that serves them.
 
     Raises:
-        StartError: none of the bundles could be loaded.
+        StartError: none of the bundles could be loaded, or the state can't be kept.
     """
-    from service.models import load_models  # HTTP workers, which load nothing, do without the network libraries
+    from service.models import (
+        load_models,
+        watched,
+    )  # HTTP workers, which load nothing, do without the network libraries
 
-    metrics = Metrics(route_templates())
+    metrics = Metrics(route_templates(), settings.watch_options)
     state = State(
         settings=settings,
         metrics=metrics,
@@ -60,9 +67,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        state.models.close()
-        state.decoder.close()
+        async with kept(settings.state_dir, watched(state.models, metrics)):
+            yield
+            state.models.close()
+            state.decoder.close()
 
     return make_app(state, lifespan)
 
@@ -73,8 +81,13 @@ def route_templates() -> list[str]:
 
 
 def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
-    """Return the application that serves a state, whose parts `lifespan` starts and ends."""
+    """Return the application that serves a state, whose parts `lifespan` starts and ends.
+
+    Raises:
+        StartError: OTEL_* variables ask for traces, and they can't be had.
+    """
     settings = state.settings
+    tracing = Tracing() if is_wanted(os.environ) else None
 
     app: FastAPI = FastAPIOffline(
         title="energy-ood",
@@ -82,7 +95,7 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
         description=DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
+        lifespan=_and_traces(lifespan, tracing) if tracing else lifespan,
         exception_handlers=dict.fromkeys((ServiceError, HTTPException, RequestValidationError), _answer_error),
     )
     app.state.service = state
@@ -99,8 +112,24 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
             allow_headers=["Authorization", "Content-Type", DEADLINE_HEADER, "X-Request-Id", JSON_LENGTH_HEADER],
             expose_headers=["X-Request-Id", "Retry-After", JSON_LENGTH_HEADER],
         )
+    if tracing:
+        app.add_middleware(TracedRequests, tracing=tracing, templates=route_templates())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _and_traces(
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]], tracing: Tracing
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return a lifespan at whose end traces are sent."""
+
+    @asynccontextmanager
+    async def both(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app):
+            yield
+        await asyncio.to_thread(tracing.close)
+
+    return both
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

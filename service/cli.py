@@ -62,7 +62,14 @@ def main() -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
+    """Load, listen, and serve until a signal or the death of an engine; return the exit status.
+
+    Raises:
+        StartError: it can't start.
+    """
+    from service.tracing import is_wanted
+
+    is_wanted(os.environ)  # a refusal is told before anything is loaded
     if settings.workers > 1:
         return _serve_with_workers(settings)
     from service import logs  # the heavy imports wait until the settings are known to be good

@@ -19,13 +19,18 @@ class Observed(Frozen):
 
 
 class ModelCounts(Frozen):
-    """Of one model: images by decision, and the histograms of scores and stages."""
+    """Of one model: images by decision, the histograms of scores and stages, and what is watched.
+
+    p_values: of every image, in order. classes: [in distribution, ood] of each class, where they are counted.
+    """
 
     in_distribution: int
     ood: int
     p_value: Observed
     negative_energy: Observed
     stages: dict[Stage, Observed]
+    p_values: list[float]
+    classes: list[list[int]]
 
 
 class Counts(Frozen):

@@ -174,12 +174,7 @@ class LocalEngine:
 
     def count_answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
         """Count the images and the stages of one request whose reply is about to be sent; on the event loop."""
-        self._metrics.answered(
-            [verdict.p_value for verdict in found],
-            [verdict.negative_energy for verdict in found],
-            [verdict.is_ood for verdict in found],
-            seconds,
-        )
+        self._metrics.answered(found, seconds)
 
     @property
     def depth(self) -> int:

@@ -18,6 +18,7 @@ from service.engine_protocol import Engine, Pixels, Verdict
 from service.errors import ClientLeftError, InvalidHeaderError, late
 from service.stages import Stage
 from service.state import state_of
+from service.tracing import trace_of
 
 DEADLINE_HEADER = "x-deadline-ms"
 T = TypeVar("T")
@@ -84,6 +85,8 @@ async def judge(
         "total": time.monotonic() - begun,
     }
     engine.count_answered(waited.results, seconds)
+    if (trace := trace_of(request)) is not None:
+        trace.judged(engine.name, len(waited.results), begun, seconds)
     return Judged(question, waited.results, seconds)
 
 

@@ -1,4 +1,6 @@
-"""Every Prometheus metric, and nowhere else. Labels come from closed sets; nothing that a client sends is among them.
+"""Every Prometheus metric, and nowhere else; those of what is watched are in `service.watching.series`.
+
+Labels come from closed sets; nothing that a client sends is among them.
 
 Series exist from the start, at 0, so that rates of what has not happened yet can be asked for.
 """
@@ -24,12 +26,18 @@ import model_store
 from model_store.manifest import Manifest
 from service.batcher import DropReason
 from service.counts import Counts, ModelCounts
+from service.engine_protocol import Verdict
 from service.errors import ANSWERS, INTERNAL
 from service.histogram import BucketHistogram
+from service.schemas import WatchReply
 from service.stages import STAGES, Stage
+from service.watching.class_counts import ClassCounts
+from service.watching.expectations import WatchOptions
+from service.watching.reply import watch_reply
+from service.watching.series import DECISIONS, WatchSeries
+from service.watching.watch import Watch
 
 DROP_REASONS: tuple[DropReason, ...] = ("client_left", "deadline")
-DECISIONS = {False: "in_distribution", True: "ood"}
 UNMATCHED = "unmatched"
 """The route of a request whose path is none of ours."""
 
@@ -61,8 +69,8 @@ class Routes:
 class Metrics:
     """All metrics of one server, in a registry of their own."""
 
-    def __init__(self, routes: Iterable[str]) -> None:
-        """Make them; `routes` are the path templates that the server has."""
+    def __init__(self, routes: Iterable[str], watch: WatchOptions | None = None) -> None:
+        """Make them; `routes` are the path templates that the server has, `watch` is as its users want it."""
         # They are a time beside every counter, which Prometheus does not use.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -102,6 +110,8 @@ class Metrics:
         self.negative_energy = self._bucket_histogram(
             "ood_negative_energy", "Negative energies; their threshold is an edge.", MODEL_LABELS
         )
+        self.watch_options = watch or WatchOptions()
+        self.watch = WatchSeries(self.registry, MODEL_LABELS)
         self.build_info.labels(model_store.__version__, platform.python_version(), version("torch")).set(1)
         self._models: dict[str, ModelMetrics] = {}
         self._begin()
@@ -138,7 +148,17 @@ class Metrics:
 
     async def exposition(self) -> bytes:
         """Return all of it as Prometheus reads it, text format 0.0.4."""
+        for model in self._models.values():
+            model.watch_series.refresh()
         return generate_latest(self.registry)
+
+    def watch_of(self, name: str) -> Watch:
+        """Return what is watched of a model, `name@version`, whose series have begun."""
+        return self._models[name].watch
+
+    async def watched(self, name: str) -> WatchReply:
+        """Return what is watched of a model that is served, `name@version`."""
+        return self._models[name].watched()
 
     def _counter(self, name: str, documentation: str, labels: Sequence[str]) -> Counter:
         return Counter(name, documentation, labels, registry=self.registry)
@@ -171,6 +191,10 @@ class ModelMetrics:
         energy_edges = manifest.calibrations["negative_energy"].histogram_edges
         self._negative_energy = metrics.negative_energy.add(self._labels, energy_edges)
         metrics.threshold.labels(*self._labels).set(calibration.threshold)
+        self._manifest = manifest
+        self.watch = Watch(manifest, metrics.watch_options)
+        self.classes = ClassCounts(len(manifest.classes))
+        self.watch_series = metrics.watch.model(manifest, self.watch, self.classes)
 
     def loaded(self, sha256: str, runtime: str, up: Callable[[], bool]) -> None:
         """Say that the model is served; `up` is asked at every scrape."""
@@ -190,20 +214,18 @@ class ModelMetrics:
         """Count one request thrown out of the queue."""
         self._dropped[reason].inc()
 
-    def answered(
-        self,
-        p_values: Sequence[float],
-        negative_energies: Sequence[float],
-        flags: Sequence[bool],
-        seconds: dict[Stage, float],
-    ) -> None:
+    def answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
         """Count one request's images and where its time went."""
-        for flag, series in self._images.items():
-            series.inc(flags.count(flag))
+        p_values = [verdict.p_value for verdict in found]
+        flagged = sum(verdict.is_ood for verdict in found)
+        self._images[False].inc(len(found) - flagged)
+        self._images[True].inc(flagged)
         self._p_value.observe(p_values)
-        self._negative_energy.observe(negative_energies)
+        self._negative_energy.observe(verdict.negative_energy for verdict in found)
         for stage, value in seconds.items():
             self._stages[stage].observe((value,))
+        self.watch.judged(p_values)
+        self.classes.count(found)
 
     def add(self, counted: ModelCounts) -> None:
         """Add what an HTTP worker has counted."""
@@ -213,3 +235,9 @@ class ModelMetrics:
         self._negative_energy.add(counted.negative_energy.counts, counted.negative_energy.sum)
         for stage, observed in counted.stages.items():
             self._stages[stage].add(observed.counts, observed.sum)
+        self.watch.judged(counted.p_values)
+        self.classes.add(counted.classes)
+
+    def watched(self) -> WatchReply:
+        """Return what is watched."""
+        return watch_reply(self._manifest, self.watch, self._p_value, self._negative_energy, self.classes)

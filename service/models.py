@@ -11,6 +11,7 @@ from service.errors import StartError
 from service.metrics import Metrics
 from service.served_models import FailedModel, Models, label
 from service.settings import Settings
+from service.watching.state import Watched, require_folder
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +20,9 @@ def load_models(settings: Settings, metrics: Metrics) -> Models:
     """Load, replay and warm every bundle of the settings.
 
     Raises:
-        StartError: none of them could be loaded.
+        StartError: none of them could be loaded, or there is no place for what is watched of them.
     """
+    require_folder(settings.state_dir)
     entries = tuple(_load(BundleRef.parse(name), settings, metrics) for name in settings.models)
     models = Models(entries)
     labels = [label(entry) for entry in entries]
@@ -30,6 +32,11 @@ def load_models(settings: Settings, metrics: Metrics) -> Models:
     if not models.engines:
         raise StartError("; ".join(f"{failed.ref}: {failed.reason}" for failed in models.failed))
     return models
+
+
+def watched(models: Models, metrics: Metrics) -> list[Watched]:
+    """Return what is watched of each model that was loaded."""
+    return [Watched(engine.name, engine.bundle.sha256, metrics.watch_of(engine.name)) for engine in models.engines]
 
 
 def _load(ref: BundleRef, settings: Settings, metrics: Metrics) -> LocalEngine | FailedModel:

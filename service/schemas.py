@@ -136,3 +136,60 @@ class InfoReply(Reply):
     libraries: dict[str, str]
     settings: dict[str, str | int | float | bool | list[str] | None]
     models: list[ServedModel]
+
+
+class OodShare(Reply):
+    """The estimated share of images that truly are OOD, and its 95 % interval."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+class WatchedWindow(Reply):
+    """The last images; figures are null while there are none."""
+
+    images: int
+    flagged_ratio: float | None
+    ood_share: OodShare | None = Field(description="Null, too, where the bundle states no detection rate.")
+    ks_distance: float | None = Field(description="Kolmogorov-Smirnov distance of the p-values from uniform.")
+    ks_limit: float | None = Field(description="What the distance stays below in distribution.")
+
+
+class WatchedCusum(Reply):
+    """The alarm on the flag rate."""
+
+    statistic: float = Field(description="Natural logarithm; capped at the limit.")
+    limit: float
+    shifted: bool = Field(description="From the moment the statistic is at its limit until it is back at 0.")
+    shifts: int = Field(description="Alarms since the start.")
+
+
+class WatchedHistogram(Reply):
+    """Counts since the start. A bucket is closed above; the last count is of what is above every edge."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class WatchedClass(Reply):
+    """Images of one predicted class since the start, by decision."""
+
+    name: str
+    in_distribution: int
+    ood: int
+
+
+class WatchReply(Reply):
+    """What is watched of one model's traffic."""
+
+    model: str = Field(description="`name@version`.")
+    images: int = Field(description="Images answered since the start.")
+    flagged: int
+    window: WatchedWindow
+    cusum: WatchedCusum
+    p_value: WatchedHistogram
+    negative_energy: WatchedHistogram
+    classes: list[WatchedClass] | None = Field(description="Null where there are more than 100.")
+    images_per_s: float = Field(description="Over the last minute.")
+    assumption: str = Field(description="What all of it rests on.")

@@ -11,6 +11,7 @@ from model_store.errors import BundleError
 from model_store.images import DecodeLimits
 from model_store.refs import SHIPPED, BundleRef
 from model_store.runtime_names import RuntimeChoice
+from service.watching.expectations import WatchOptions
 
 PREFIX = "OOD_"
 
@@ -117,6 +118,33 @@ class Settings(BaseSettings):
         default=45.0, gt=0, description="Seconds that accepted requests have to finish after the listener has closed."
     )
 
+    watch_window_images: int = Field(
+        default=WatchOptions.window_images,
+        ge=100,
+        le=100_000,
+        description="Last images that the window figures are of.",
+    )
+    watch_hours_between_false_alarms: FiniteFloat = Field(
+        default=WatchOptions.hours_between_false_alarms,
+        gt=0,
+        description="Least mean hours of in-distribution traffic between two alarms.",
+    )
+    watch_images_per_hour: FiniteFloat = Field(
+        default=WatchOptions.images_per_hour,
+        gt=0,
+        description="Images that a server is expected to judge in an hour: what turns those hours into images.",
+    )
+    watch_ood_share: FiniteFloat = Field(
+        default=WatchOptions.ood_share,
+        gt=0,
+        lt=1,
+        description="Share of OOD images that the alarm is tuned for; of larger ones it tells sooner.",
+    )
+    state_dir: Path | None = Field(
+        default=None,
+        description="Folder of this server alone, in which window and alarm survive a restart; none if not given.",
+    )
+
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_given_keys)] = Field(
         default=(),
         description="Bearer tokens, comma-separated, any of which opens the server; without them it is open.",
@@ -147,7 +175,22 @@ class Settings(BaseSettings):
                 f"max_request_bytes is {self.max_request_bytes}, above max_pending_bytes {self.max_pending_bytes}; "
                 "such a request could never be held"
             )
+        if self.watch_options.images_between_false_alarms < 2:
+            raise ValueError(
+                f"watch_hours_between_false_alarms is {self.watch_hours_between_false_alarms}, watch_images_per_hour "
+                f"{self.watch_images_per_hour}; their product, images between false alarms, must be at least 2"
+            )
         return self
+
+    @property
+    def watch_options(self) -> WatchOptions:
+        """What is watched, and how."""
+        return WatchOptions(
+            window_images=self.watch_window_images,
+            hours_between_false_alarms=self.watch_hours_between_false_alarms,
+            images_per_hour=self.watch_images_per_hour,
+            ood_share=self.watch_ood_share,
+        )
 
     @property
     def decode_limits(self) -> DecodeLimits:

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from service.bodies import PendingBytes
 from service.decoding import Decoder
+from service.schemas import WatchReply
 from service.served_models import Models
 from service.settings import Settings
 
@@ -19,6 +20,9 @@ class RequestMetrics(Protocol):
 
     async def exposition(self) -> bytes:
         """Return every metric of the server as Prometheus reads it."""
+
+    async def watched(self, name: str) -> WatchReply:
+        """Return what is watched of a model that is served, `name@version`."""
 
 
 @dataclass

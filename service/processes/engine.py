@@ -15,12 +15,13 @@ from service.app import route_templates
 from service.errors import StartError
 from service.greeting import greeting
 from service.metrics import Metrics
-from service.models import load_models
+from service.models import load_models, watched
 from service.processes.control import Control, EngineConfig, Order, revived
 from service.processes.hub import Hub, WorkerEnd
 from service.processes.loops import loop_factory
 from service.served_models import Models
 from service.settings import Settings
+from service.watching.state import kept
 
 TICK_S = 0.1
 """How often workers are told how the models do, and how soon a dead or hung one is seen."""
@@ -35,7 +36,7 @@ def main() -> None:
     logs.set_up(settings.log_level, process="engine")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         orders = control.orders(runner.get_loop())
-        metrics = Metrics(route_templates())
+        metrics = Metrics(route_templates(), settings.watch_options)
         try:
             models = load_models(settings, metrics)
         except StartError as err:
@@ -70,14 +71,14 @@ class EngineProcess:
 
     async def serve(self, listener: socket.socket, hello: str) -> int:
         """Serve until it is time to leave; answer what waits, and return the exit status."""
-        loop = asyncio.get_running_loop()
-        hub = Hub(self._models, self._metrics)
-        await loop.create_unix_server(lambda: WorkerEnd(hub), sock=listener)
-        self._control.report("ready", hello)
-        living = asyncio.ensure_future(self._control.live())
-        status = await self._watch(hub)
-        await asyncio.to_thread(self._models.close)
-        await hub.close()
+        async with kept(self._settings.state_dir, watched(self._models, self._metrics)):
+            hub = Hub(self._models, self._metrics)
+            await asyncio.get_running_loop().create_unix_server(lambda: WorkerEnd(hub), sock=listener)
+            self._control.report("ready", hello)
+            living = asyncio.ensure_future(self._control.live())
+            status = await self._watch(hub)
+            await asyncio.to_thread(self._models.close)
+            await hub.close()
         living.cancel()
         return status
 

@@ -22,6 +22,8 @@ class Kind(IntEnum):
     """Worker: what it has counted; of itself (request 0), or since a FLUSH asks."""
     SCRAPE = auto()
     """Worker: give all metrics."""
+    WATCH = auto()
+    """Worker: give what is watched of a model, by its name."""
     WELCOME = auto()
     """Engine, first of all: which models there are."""
     STATUS = auto()
@@ -34,6 +36,8 @@ class Kind(IntEnum):
     """Engine: send COUNTS now."""
     METRICS = auto()
     """Engine: the answer to SCRAPE."""
+    WATCHED = auto()
+    """Engine: the answer to WATCH."""
 
 
 class Frame(NamedTuple):

@@ -3,11 +3,11 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import count
-from typing import cast
+from typing import Any, cast
 
 from service.batcher import ExpiredError, Waited
 from service.counts import Counts
@@ -47,7 +47,7 @@ class Hub:
         self._places = len(models.entries)
         self.welcome = Welcome(models=[_welcomed(entry) for entry in models.entries]).model_dump_json().encode()
         self.ends: set[WorkerEnd] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._answers: deque[tuple[WorkerEnd, int, int, Answer]] = deque()
         self._awake = False
@@ -80,11 +80,21 @@ class Hub:
             if end.forget(number):
                 end.send(*self._packed(number, model, answer))
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what takes longer than a turn of the loop."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def scrape(self, end: "WorkerEnd", number: int) -> None:
         """Have every worker tell what it has counted, then answer with all metrics."""
-        told = [other.flush() for other in self.ends]
-        await asyncio.wait(told, timeout=FLUSH_S)
+        await self._hear_all()
         end.send(Kind.METRICS, number, [await self.metrics.exposition()])
+
+    async def watch(self, end: "WorkerEnd", number: int, name: str) -> None:
+        """Have every worker tell what it has counted, then answer with what is watched of a model."""
+        await self._hear_all()
+        end.send(Kind.WATCHED, number, [(await self.metrics.watched(name)).model_dump_json().encode()])
 
     async def close(self) -> None:
         """Send what is to be sent and hang up."""
@@ -94,6 +104,10 @@ class Hub:
             end.hang_up()
         if ends:
             await asyncio.wait([end.closed for end in ends], timeout=FLUSH_S)
+
+    async def _hear_all(self) -> None:
+        told = [end.flush() for end in self.ends]
+        await asyncio.wait(told, timeout=FLUSH_S)
 
     def _packed(self, number: int, model: int, answer: Answer) -> tuple[Kind, int, Sequence[bytes]]:
         engine = self.engines[model]
@@ -184,9 +198,9 @@ class WorkerEnd(asyncio.Protocol):
                 case Kind.COUNTS:
                     self._take_counts(number, payload)
                 case Kind.SCRAPE:
-                    task = asyncio.ensure_future(self._hub.scrape(self, number))
-                    self._hub.tasks.add(task)
-                    task.add_done_callback(self._hub.tasks.discard)
+                    self._hub.begin(self._hub.scrape(self, number))
+                case Kind.WATCH:
+                    self._hub.begin(self._hub.watch(self, number, payload.decode()))
 
     def _ask(self, number: int, payload: bytes) -> None:
         asked = unpack_ask(payload, self._hub.shapes)

@@ -86,7 +86,7 @@ class EngineLink(asyncio.Protocol):
         self.heard_at = time.monotonic()
         for kind, number, payload in self._reader.feed(data):
             match kind:
-                case Kind.VERDICTS | Kind.METRICS | Kind.REFUSAL:
+                case Kind.VERDICTS | Kind.METRICS | Kind.WATCHED | Kind.REFUSAL:
                     self._answer(number, payload, refused=kind is Kind.REFUSAL)
                 case Kind.STATUS:
                     self.statuses = unpack_statuses(payload)

@@ -9,6 +9,7 @@ from service.engine_protocol import Verdict
 from service.histogram import Buckets
 from service.metrics import P_VALUE_EDGES, SECONDS_EDGES, Routes
 from service.stages import STAGES, Stage
+from service.watching.class_counts import ClassCounts
 
 
 class Tally:
@@ -30,11 +31,11 @@ class Tally:
             self._refused[code] += 1
 
     def model(self, manifest: Manifest) -> "ModelTally":
-        """Return where the verdicts of a model are counted; a new one wherever its edges are others than before."""
+        """Return where the verdicts of a model are counted; a new one wherever its edges or classes changed."""
         name, edges = f"{manifest.name}@{manifest.version}", manifest.calibrations["negative_energy"].histogram_edges
         found = self._models.get(name)
-        if found is None or found.energy_edges != tuple(edges):
-            found = self._models[name] = ModelTally(edges)
+        if found is None or (found.energy_edges, found.num_classes) != (tuple(edges), len(manifest.classes)):
+            found = self._models[name] = ModelTally(edges, len(manifest.classes))
         return found
 
     def take(self) -> Counts | None:
@@ -58,18 +59,22 @@ class Tally:
 class ModelTally:
     """The counts of one model."""
 
-    def __init__(self, energy_edges: Sequence[float]) -> None:
+    def __init__(self, energy_edges: Sequence[float], num_classes: int) -> None:
         self.energy_edges = tuple(energy_edges)
+        self.num_classes = num_classes
         self._begin()
 
     def answered(self, found: Sequence[Verdict], seconds: dict[Stage, float]) -> None:
         """Count one request's images and where its time went."""
         for verdict in found:
             self._decisions[verdict.is_ood] += 1
-        self._p_value.observe(verdict.p_value for verdict in found)
+        p_values = [verdict.p_value for verdict in found]
+        self._p_values += p_values
+        self._p_value.observe(p_values)
         self._negative_energy.observe(verdict.negative_energy for verdict in found)
         for stage, value in seconds.items():
             self._stages[stage].observe((value,))
+        self._classes.count(found)
 
     def take(self) -> ModelCounts | None:
         """Return what was counted since the last time, and begin anew; None if that is nothing."""
@@ -81,6 +86,8 @@ class ModelTally:
             p_value=_observed(self._p_value),
             negative_energy=_observed(self._negative_energy),
             stages={stage: _observed(buckets) for stage, buckets in self._stages.items()},
+            p_values=self._p_values,
+            classes=self._classes.by_class,
         )
         self._begin()
         return counts
@@ -90,6 +97,8 @@ class ModelTally:
         self._p_value = Buckets(P_VALUE_EDGES)
         self._negative_energy = Buckets(self.energy_edges)
         self._stages = {stage: Buckets(SECONDS_EDGES) for stage in STAGES}
+        self._p_values: list[float] = []
+        self._classes = ClassCounts(self.num_classes)
 
 
 def _observed(buckets: Buckets) -> Observed:

@@ -25,6 +25,7 @@ from service.processes.link import EngineLink, connect
 from service.processes.loops import loop_factory
 from service.processes.remote_engine import remote_models
 from service.processes.tally import Tally
+from service.schemas import WatchReply
 from service.server import DrainingServer
 from service.settings import Settings
 from service.state import State
@@ -107,11 +108,15 @@ class Remote:
         Raises:
             NotReadyError: the engine's process is gone, or does not answer.
         """
-        try:
-            async with asyncio.timeout(SCRAPE_S):
-                return await self.link.request(Kind.SCRAPE, ())
-        except TimeoutError:
-            raise NotReadyError(f"the engine's process gave no metrics within {SCRAPE_S:g} s") from None
+        return await self._request(Kind.SCRAPE)
+
+    async def watched(self, name: str) -> WatchReply:
+        """Return what is watched of a model, what all workers have counted by now taken in.
+
+        Raises:
+            NotReadyError: the engine's process is gone, or does not answer.
+        """
+        return WatchReply.model_validate_json(await self._request(Kind.WATCH, name.encode()))
 
     async def connect(self) -> None:
         """Wait for an engine's process and connect to it."""
@@ -136,6 +141,13 @@ class Remote:
         while True:
             await asyncio.sleep(TELL_S)
             self.link.tell_counts()
+
+    async def _request(self, kind: Kind, payload: bytes = b"") -> bytes:
+        try:
+            async with asyncio.timeout(SCRAPE_S):
+                return await self.link.request(kind, (payload,))
+        except TimeoutError:
+            raise NotReadyError(f"the engine's process gave no metrics within {SCRAPE_S:g} s") from None
 
     def _counts(self) -> bytes:
         counts = self.tally.take()
