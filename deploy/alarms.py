@@ -15,12 +15,8 @@ class Alarm:
     name: str
     state: Literal["pending", "firing"]
     labels: tuple[tuple[str, str], ...]
+    """What tells it from others, whatever its state."""
     summary: str
-
-    @property
-    def key(self) -> tuple[tuple[str, str], ...]:
-        """What tells it from others, whatever its state."""
-        return self.labels
 
 
 def alarms(prometheus: str) -> list[Alarm]:
@@ -48,15 +44,15 @@ def _get(url: str) -> Any:
 
 def changes(before: list[Alarm], now: list[Alarm]) -> list[str]:
     """Return a line for each alert that began, fired or ended between two looks."""
-    old, new = ({alarm.key: alarm for alarm in look} for look in (before, now))
+    old, new = ({alarm.labels: alarm for alarm in look} for look in (before, now))
     begun = [
         f"{alarm.name} {alarm.state}: {alarm.summary}"
-        for key, alarm in new.items()
-        if key not in old or old[key].state != alarm.state
+        for labels, alarm in new.items()
+        if labels not in old or old[labels].state != alarm.state
     ]
     ended = [
         f"{alarm.name} {'resolved' if alarm.state == 'firing' else 'no longer pending'}"
-        for key, alarm in old.items()
-        if key not in new
+        for labels, alarm in old.items()
+        if labels not in new
     ]
     return begun + ended

@@ -100,29 +100,39 @@ def _say(line: str) -> None:
     print(time.strftime("%H:%M:%S"), line, flush=True)  # noqa: T201
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it all until Ctrl-C or SIGTERM; return the exit status, 1 with a message if something is missing."""
-    options = parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def observe(options: argparse.Namespace) -> None:
+    """Run it all until interrupted.
+
+    Raises:
+        MissingProgramError: Prometheus or Alertmanager is not installed.
+        ProgramEndedError: something could not be started.
+        httpx.HTTPError: Prometheus does not answer any more.
+    """
     pools = load_pools()
     ports = Ports(options.port, options.prometheus_port, options.alertmanager_port)
     settings = watch_settings(pools, options.images_per_s)
     images = mixed(pools, options.ood_share, seed=0)
+    with (
+        tempfile.TemporaryDirectory(prefix="observe-") as folder,
+        running_stack(Path(folder), ports, interval_s=INTERVAL_S, settings=settings) as stack,
+        replaying(stack.service, images, options.images_per_s) as sent,
+    ):
+        _say(where_to_look(stack, f"{options.images_per_s:g} images/s, {100 * options.ood_share:g} % of them OOD"))
+        report_alarms(stack, sent, _say)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Observe until Ctrl-C or SIGTERM; return the exit status, 1 with a message if something is missing."""
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="observe-") as folder,
-            running_stack(Path(folder), ports, interval_s=INTERVAL_S, settings=settings) as stack,
-            replaying(stack.service, images, options.images_per_s) as sent,
-        ):
-            what = f"{options.images_per_s:g} images/s, {100 * options.ood_share:g} % of them OOD"
-            _say(where_to_look(stack, what))
-            report_alarms(stack, sent, _say)
+        observe(options)
     except KeyboardInterrupt:
         _say("stopped")
-        return 0
     except (MissingProgramError, ProgramEndedError, httpx.HTTPError) as err:
         print(f"observe: {err}", file=sys.stderr)  # noqa: T201
         return 1
+    return 0
 
 
 if __name__ == "__main__":
