@@ -1,4 +1,4 @@
-"""The shipped rules, dashboards and routes at work: a real server, Prometheus and Alertmanager under replayed images."""
+"""The shipped rules and dashboards at work: a real server, Prometheus and Alertmanager under replayed images."""
 
 import json
 import re
@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from rules import DASHBOARD_FILES, DEPLOY
 
 from benchmarks.servers import free_port
 from deploy.alarms import alarms, notified
-from deploy.grafana.generate import DASHBOARDS
 from deploy.observe import watch_settings
 from deploy.replay import load_pools, mixed, replaying
 from deploy.stack import Ports, Stack, running_stack
@@ -28,7 +28,7 @@ RATE_CHANGED = ["OodRateChanged"]
 
 @dataclass(frozen=True)
 class Story:
-    """What was seen: which alerts Alertmanager had at the end of each phase, and when the phases began, s since 1970."""
+    """What was seen of each phase: when it began, s since 1970, the alerts at its end, the share that was flagged."""
 
     stack: Stack
     began: dict[str, float]
@@ -38,7 +38,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory, openvino_cache: Path) -> Iterator[Story]:
-    """Replay images in distribution, then half of them OOD until that is told, then as before until it is taken back."""
+    """Replay images in distribution, then half of them OOD until an alert says so, then as before until it ends."""
     pools = load_pools()
     ports = Ports(free_port(), free_port(), free_port())
     settings = watch_settings(pools, IMAGES_PER_S) | {"OOD_CACHE_DIR": str(openvino_cache)}
@@ -51,7 +51,12 @@ def story(tmp_path_factory: pytest.TempPathFactory, openvino_cache: Path) -> Ite
             with replaying(stack.service, mixed(pools, ood_share, seed), IMAGES_PER_S) as sent:
                 limit = time.monotonic() + LIMIT_S
                 while sent.images < least_images or notified(stack.alertmanager) != awaited:
-                    assert time.monotonic() < limit, (phase, sent, alarms(stack.prometheus), notified(stack.alertmanager))
+                    assert time.monotonic() < limit, (
+                        phase,
+                        sent,
+                        alarms(stack.prometheus),
+                        notified(stack.alertmanager),
+                    )
                     time.sleep(0.1)
             assert not sent.failures, sent.last_failure
             seen[phase] = notified(stack.alertmanager)
@@ -118,7 +123,7 @@ def _variables(story: Story, dashboard: dict[str, Any]) -> dict[str, str]:
     return values
 
 
-@pytest.mark.parametrize("path", sorted(DASHBOARDS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", DASHBOARD_FILES, ids=lambda path: path.stem)
 def test_every_query_of_every_panel_returns_data(story: Story, path: Path) -> None:
     dashboard = json.loads(path.read_text())
     values = _variables(story, dashboard)
@@ -130,3 +135,11 @@ def test_every_query_of_every_panel_returns_data(story: Story, path: Path) -> No
     assert len(queries) >= 10
     without = [query for query in queries if not any(points for _, points in _points(story, query[1]))]
     assert not without
+
+
+def test_every_query_of_the_runbook_can_be_asked(story: Story) -> None:
+    blocks = re.findall(r"```promql\n(.*?)```", (DEPLOY / "runbook.md").read_text(), re.DOTALL)
+    queries = [line for block in blocks for line in block.splitlines() if not line.startswith("#")]
+    assert len(queries) >= 10
+    for query in queries:
+        _points(story, query)
