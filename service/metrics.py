@@ -21,6 +21,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.utils import floatToGoString
 
 import model_store
 from model_store.manifest import Manifest
@@ -107,6 +108,9 @@ class Metrics:
         self.p_value = self._bucket_histogram(
             "ood_p_value", "Conformal p-values; flat on in-distribution traffic.", MODEL_LABELS
         )
+        self.p_value_uniform = self._gauge(
+            "ood_p_value_uniform", "Share of p-values at or below `le`, in distribution.", ("le",)
+        )
         self.negative_energy = self._bucket_histogram(
             "ood_negative_energy", "Negative energies; their threshold is an edge.", MODEL_LABELS
         )
@@ -122,6 +126,8 @@ class Metrics:
                 self.requests.labels(route, str(status))
         for answer in (*ANSWERS.values(), INTERNAL):
             self.refused.labels(answer.code)
+        for edge in P_VALUE_EDGES:
+            self.p_value_uniform.labels(floatToGoString(edge)).set(edge)  # type: ignore[no-untyped-call]
         for process in PROCESSES:
             self.restarts.labels(process)
 

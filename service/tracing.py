@@ -7,6 +7,7 @@ the metrics have. The SDK is imported where traces are asked for, and nowhere el
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection, Request
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SERVICE = "energy-ood"
 """The service's name, where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES give none."""
+CLOSE_S = 2.0
+"""How long, at the end, traces may take to be sent."""
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL = "http/protobuf"
@@ -71,8 +74,10 @@ class Tracing:
         self.tracer: Tracer = self._provider.get_tracer("energy-ood", model_store.__version__)
 
     def close(self) -> None:
-        """Send what is left."""
-        self._provider.shutdown()
+        """Send what is left; a collector that does not answer is not waited for."""
+        sending = Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        sending.start()
+        sending.join(CLOSE_S)
 
 
 class RequestTrace:

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 class Cusum:
     """The statistic, in natural logarithms; it stops at its limit, so that it falls as soon as flags are rare again.
 
-    `shifted` is true from an alarm until the statistic is back at 0; `shifts` counts alarms.
+    `shifted` is true from an alarm until the statistic is back at 0; `shifts` counts alarms. An image adds
+    `if_flagged`, above 0, or `if_not`, below it.
     """
 
     def __init__(self, *, rate: float, shifted_rate: float, limit: float) -> None:
@@ -38,14 +39,14 @@ class Cusum:
         self.statistic = 0.0
         self.shifted = False
         self.shifts = 0
-        self._if_flagged = math.log(shifted_rate / rate)
-        self._if_not = math.log((1 - shifted_rate) / (1 - rate))
+        self.if_flagged = math.log(shifted_rate / rate)
+        self.if_not = math.log((1 - shifted_rate) / (1 - rate))
 
     def update(self, flags: Iterable[bool]) -> None:
         """Take the flags of images, in their order."""
         statistic = self.statistic
         for flag in flags:
-            statistic += self._if_flagged if flag else self._if_not
+            statistic += self.if_flagged if flag else self.if_not
             if statistic <= 0:
                 statistic, self.shifted = 0.0, False
             elif statistic >= self.limit:

@@ -24,6 +24,7 @@ from service.processes.hub import Hub, WorkerEnd
 from service.processes.link import EngineLink
 from service.processes.remote_engine import RemoteEngine, remote_models
 from service.processes.tally import Tally
+from service.schemas import WatchReply
 from service.served_models import Models
 from service.settings import Settings
 
@@ -356,6 +357,25 @@ def test_metrics_are_the_sum_of_what_all_workers_counted_whichever_is_asked(side
                 assert sums[f"ood_stage_seconds_count{{{stage.format('decode')}}}"] == 6
                 assert sums["ood_pending_bytes"] == 3 * 7
                 assert sums["ood_http_workers"] == 3
+
+    asyncio.run(ask())
+
+
+def test_what_is_watched_is_of_all_workers_and_as_one_process_has_it(side: Side) -> None:
+    """Told after every request, in the order of the requests; whichever worker is asked."""
+
+    async def ask() -> None:
+        manifest = side.engine.bundle.manifest
+        alone = Metrics(["/predict"]).model(manifest)
+        async with connected(side, 3) as (_, links, engines):
+            for row, image in enumerate(IMAGES[:6]):
+                waited = await engines[row % 3].predict([image, image], soon())
+                engines[row % 3].count_answered(waited.results, {"total": 0.1})
+                alone.answered(waited.results, {"total": 0.1})
+                told = await links[(row + 1) % 3].request(Kind.WATCH, (side.engine.name.encode(),))
+                found, expected = WatchReply.model_validate_json(told), alone.watched()
+                assert found.images == 2 * (row + 1)
+                assert found == expected.model_copy(update={"images_per_s": found.images_per_s})
 
     asyncio.run(ask())
 

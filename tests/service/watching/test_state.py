@@ -1,0 +1,155 @@
+"""What is watched survives a restart, and nothing that lies in its folder stops a start."""
+
+import json
+import logging
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live import Process, Running, running, wait_until
+
+from service.app import create_app
+from service.errors import StartError
+from service.settings import Settings
+from service.watching import state
+
+
+def watched(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/models/cifar10/watch").raise_for_status().json()
+    return found
+
+
+def post(server: Running | Process, images: list[bytes]) -> None:
+    for image in images:
+        httpx.post(f"{server.url}/predict", content=image).raise_for_status()
+
+
+def test_window_and_alarm_survive_a_restart(
+    settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes], image_of: Callable[[int], bytes]
+) -> None:
+    ours = settings(state_dir=tmp_path / "new" / "state", watch_hours_between_false_alarms=0.001)
+    with running(ours) as server:
+        post(server, [*pngs[:20], *[image_of(level) for level in (0, 40, 80, 120, 160, 200)]])
+        before = watched(server.url)
+    assert before["cusum"]["statistic"] > 0
+    with running(ours) as server:
+        after = watched(server.url)
+        assert after["window"] == before["window"]
+        for name in ("statistic", "limit", "shifted"):
+            assert after["cusum"][name] == before["cusum"][name]
+        assert (after["images"], after["flagged"], after["cusum"]["shifts"]) == (0, 0, 0)
+        post(server, pngs[20:22])
+        assert watched(server.url)["window"]["images"] == 28
+    with running(settings(state_dir=ours.state_dir, watch_window_images=100)) as server:
+        assert watched(server.url)["window"]["images"] == 28
+    (kept,) = ours.state_dir.iterdir()
+    assert kept.name.startswith("cifar10@1-")
+
+
+@pytest.fixture
+def folder(settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes]) -> Path:
+    """One with the state of cifar10@1 after three images."""
+    with running(settings(state_dir=tmp_path)) as server:
+        post(server, pngs[:3])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: json.dumps(state)[:-9], "Invalid JSON"),
+        (lambda state: json.dumps(state)[:0], "Invalid JSON"),
+        (lambda state: json.dumps(state | {"sha256": "0" * 64}), "with sha256 0000"),
+        (lambda state: json.dumps(state | {"model": "cifar10@7"}), "it is of cifar10@7"),
+        (lambda state: json.dumps(state | {"format": 2}), "format"),
+        (lambda state: json.dumps(state | {"p_values": [0.5, 1.5]}), "less than or equal to 1"),
+        (lambda state: json.dumps(state | {"cusum": -1}), "greater than or equal to 0"),
+    ],
+)
+def test_what_is_corrupt_or_foreign_is_set_aside(
+    settings: Callable[..., Settings],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[dict[str, Any]], str],
+    reason: str,
+) -> None:
+    (file,) = folder.iterdir()
+    changed = change(json.loads(file.read_text()))
+    file.write_text(changed)
+    with caplog.at_level(logging.WARNING), running(settings(state_dir=folder)) as server:
+        assert watched(server.url)["window"]["images"] == 0
+    (record,) = [record for record in caplog.records if record.name == state.__name__]
+    assert record.message == "state set aside"
+    assert reason in record.reason  # type: ignore[attr-defined]
+    assert record.exc_info is None
+    assert [path.read_text() for path in folder.glob("*.set-aside")] == [changed]
+    assert not file.exists()
+
+
+def test_it_is_saved_while_the_server_runs(
+    settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "SAVE_S", 0.01)
+    with running(settings(state_dir=tmp_path)) as server:
+        for images in (1, 2):
+            post(server, pngs[:1])
+            wait_until(lambda images=images: saved(tmp_path) == images)  # type: ignore[misc]
+
+
+def saved(folder: Path) -> int:
+    return sum(len(json.loads(path.read_text())["p_values"]) for path in folder.glob("*.json"))
+
+
+def test_a_folder_that_is_gone_costs_a_log_line(
+    settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state"
+    with running(settings(state_dir=folder)) as server:
+        folder.rmdir()
+        post(server, pngs[:1])
+    (record,) = [record for record in caplog.records if record.name == state.__name__]
+    assert record.message == "state not saved"
+
+
+def test_a_folder_that_cannot_be_stops_the_start(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"state_dir is .*file/state, which can't be written to \(Not a directory\)"):
+        create_app(settings(state_dir=tmp_path / "file" / "state"))
+
+
+def test_without_a_folder_nothing_is_written(
+    settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with running(settings()) as server:
+        post(server, pngs[:1])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_several_processes_keep_it_too_and_agree_with_one(
+    serve: Callable[..., AbstractContextManager[Process]],
+    settings: Callable[..., Settings],
+    tmp_path: Path,
+    pngs: list[bytes],
+) -> None:
+    """Each image's figures, whichever worker took it, are those of a server with one process."""
+    chosen = {"watch_hours_between_false_alarms": 0.001, "watch_window_images": 100}
+    flags = ("--watch-hours-between-false-alarms", "0.001", "--watch-window-images", "100")
+    flags += ("--workers", "2", "--models", "cifar10@1", "--state-dir", str(tmp_path / "state"))
+    with running(settings(**chosen)) as one, serve(*flags) as several:
+        for png in pngs[:40]:
+            post(one, [png])
+            post(several, [png])
+            expected, found = watched(one.url), watched(several.url)
+            del expected["images_per_s"], found["images_per_s"]
+            assert found == expected
+        several.process.send_signal(signal.SIGTERM)
+        assert several.process.wait(30) == 0
+    with serve(*flags) as again:
+        assert watched(again.url)["window"] == expected["window"]
+        assert watched(again.url)["cusum"]["statistic"] == expected["cusum"]["statistic"]
