@@ -11,7 +11,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 PROMETHEUS_PORT ?= 9090
 ALERTMANAGER_PORT ?= 9093
-OOD_SHARE ?= 0.2
+SHARE ?= 0.2
 IMAGES_PER_S ?= 20
 
 .PHONY: help install serve observe dashboards test test-slow bench paper check format results clean
@@ -37,9 +37,9 @@ $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
 	$(BIN)/ood-serve --host $(HOST) --port $(PORT)
 
-observe: $(INSTALLED)  ## Try the alarms: server, Prometheus, Alertmanager under replayed images, OOD_SHARE of them OOD
+observe: $(INSTALLED)  ## Try the alarms: server, Prometheus, Alertmanager under replayed images, SHARE of them OOD
 	@$(BIN)/python -m deploy.observe --port $(PORT) --prometheus-port $(PROMETHEUS_PORT) \
-		--alertmanager-port $(ALERTMANAGER_PORT) --ood-share $(OOD_SHARE) --images-per-s $(IMAGES_PER_S)
+		--alertmanager-port $(ALERTMANAGER_PORT) --ood-share $(SHARE) --images-per-s $(IMAGES_PER_S)
 
 dashboards: $(INSTALLED)  ## Write Grafana's dashboards anew from their code
 	$(BIN)/python -m deploy.grafana.generate

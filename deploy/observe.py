@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from deploy.alarms import Alarm, alarms, changes
-from deploy.programs import MissingProgramError, ProgramEndedError, answers
+from deploy.programs import MissingProgramError, PortTakenError, ProgramEndedError, answers
 from deploy.replay import Pools, Sent, load_pools, mixed, replaying
 from deploy.stack import Ports, Stack, running_stack
 
@@ -105,6 +105,7 @@ def observe(options: argparse.Namespace) -> None:
 
     Raises:
         MissingProgramError: Prometheus or Alertmanager is not installed.
+        PortTakenError: somebody listens already at one of the ports.
         ProgramEndedError: something could not be started.
         httpx.HTTPError: Prometheus does not answer any more.
     """
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         observe(options)
     except KeyboardInterrupt:
         _say("stopped")
-    except (MissingProgramError, ProgramEndedError, httpx.HTTPError) as err:
+    except (MissingProgramError, PortTakenError, ProgramEndedError, httpx.HTTPError) as err:
         print(f"observe: {err}", file=sys.stderr)  # noqa: T201
         return 1
     return 0

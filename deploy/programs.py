@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ class MissingProgramError(Exception):
     """A program that is needed is not installed."""
 
 
+class PortTakenError(Exception):
+    """Somebody listens already where a program should."""
+
+
 class ProgramEndedError(Exception):
     """A program ended before it was told to, or never became ready."""
 
@@ -38,6 +43,23 @@ def find(*names: str) -> str:
             "or https://prometheus.io/download"
         )
     return found
+
+
+def require_free(host: str, port: int) -> None:
+    """Check that nobody listens at an address.
+
+    Raises:
+        PortTakenError: somebody does, or it is not this machine's.
+    """
+    with socket.socket() as claimed:
+        claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            claimed.bind((host, port))
+        except OSError as err:
+            raise PortTakenError(
+                f"port {port} can't be had ({err.strerror}); choose another, or stop who has it (Debian starts "
+                "Prometheus and Alertmanager as services when they are installed)"
+            ) from err
 
 
 @contextmanager

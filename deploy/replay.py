@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -67,27 +67,26 @@ class Sent:
     flagged: int = 0
     failures: int = 0
     last_failure: str = ""
-    _stop: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
 def replaying(url: str, images: Iterator[bytes], images_per_s: float) -> Iterator[Sent]:
     """Send images to a server during the block, in a thread, at a rate that it may fall behind."""
-    sent = Sent()
-    thread = threading.Thread(target=_replay, args=(url, images, images_per_s, sent), daemon=True)
+    sent, stop = Sent(), threading.Event()
+    thread = threading.Thread(target=_replay, args=(url, images, images_per_s, sent, stop), daemon=True)
     thread.start()
     try:
         yield sent
     finally:
-        sent._stop.set()
+        stop.set()
         thread.join()
 
 
-def _replay(url: str, images: Iterator[bytes], images_per_s: float, sent: Sent) -> None:
+def _replay(url: str, images: Iterator[bytes], images_per_s: float, sent: Sent, stop: threading.Event) -> None:
     pause_s = IMAGES_PER_REQUEST / images_per_s
     with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
         due = time.monotonic()
-        while not sent._stop.wait(max(0.0, due - time.monotonic())):
+        while not stop.wait(max(0.0, due - time.monotonic())):
             due = max(due + pause_s, time.monotonic() - 1)  # what it fell behind by more than a second is not made up
             _send(client, [next(images) for _ in range(IMAGES_PER_REQUEST)], sent)
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.programs import find, running
+from deploy.programs import find, require_free, running
 
 HERE = Path(__file__).parent
 RULES = HERE / "prometheus" / "rules"
@@ -37,9 +37,7 @@ class Stack:
 
 
 @contextmanager
-def running_stack(
-    folder: Path, ports: Ports, *, interval_s: int, settings: Mapping[str, str], workers: int = 1
-) -> Iterator[Stack]:
+def running_stack(folder: Path, ports: Ports, *, interval_s: int, settings: Mapping[str, str]) -> Iterator[Stack]:
     """Run all three from when they are ready to the end of the block.
 
     Args:
@@ -47,18 +45,20 @@ def running_stack(
         ports: where they listen.
         interval_s: how often Prometheus scrapes and evaluates, in place of what the shipped file says.
         settings: `OOD_*` variables of the server, which those of the environment precede.
-        workers: HTTP processes of the server.
 
     Raises:
         MissingProgramError: Prometheus or Alertmanager is not installed.
+        PortTakenError: somebody listens already at one of the ports.
         ProgramEndedError: one of them could not be started.
     """
     prometheus, alertmanager = find("prometheus"), find("alertmanager", "prometheus-alertmanager")
+    for port in vars(ports).values():
+        require_free(LOOPBACK, port)
     service = str(Path(sysconfig.get_path("scripts"), "ood-serve"))
     config = write_config(folder / "prometheus", ports, interval_s)
     url = {name: f"http://{LOOPBACK}:{port}" for name, port in vars(ports).items()}
     commands = {
-        "service": ([service, "--host", LOOPBACK, "--port", str(ports.service), "--workers", str(workers)], "/readyz"),
+        "service": ([service, "--host", LOOPBACK, "--port", str(ports.service)], "/readyz"),
         "alertmanager": (
             [
                 alertmanager,

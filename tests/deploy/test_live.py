@@ -96,6 +96,16 @@ def test_no_other_alert_fired(story: Story) -> None:
     assert {labels["alertname"] for labels, _ in _points(story, 'ALERTS{alertstate="firing"}')} == {*RATE_CHANGED}
 
 
+def test_images_in_distribution_bring_no_alert_near(story: Story) -> None:
+    """Nothing is pending before OOD images come, but that Prometheus knows of no server in its first second."""
+    near = {
+        labels["alertname"]
+        for labels, points in _points(story, "ALERTS")
+        if any(at < story.began["shift"] for at, _ in points)
+    }
+    assert near <= {"OodNoServer"}
+
+
 def test_every_rule_is_healthy(story: Story) -> None:
     rules = [rule for group in _get(story, "rules")["groups"] for rule in group["rules"]]
     assert rules

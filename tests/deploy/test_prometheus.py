@@ -9,12 +9,12 @@ import yaml
 from rules import DEPLOY, PROMETHEUS, RULE_FILES, TEST_FILES, alert_names, dashboard_queries, rules, series_of
 
 from deploy.stack import ALERTMANAGER_CONFIG, Ports, write_config
-
-DROP_REASONS = ("rate", "too_large", "queue_full", "disk_full", "write_failed")
+from service.capture.record import DROP_REASONS
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text()
+MONITORING_PAGE = (ROOT / "docs" / "monitoring.md").read_text()
 RUNBOOK = (DEPLOY / "runbook.md").read_text()
 ENTRIES = re.findall(r"^## (Ood\w+)$", RUNBOOK, re.MULTILINE)
 
@@ -128,3 +128,11 @@ def test_capture_drops_images_for_the_reasons_that_the_rule_leaves_out() -> None
     (rule,) = [rule for rule in rules("alert") if rule["alert"] == "OodCaptureDropping"]
     (left_out,) = set(re.findall(r'reason!~"(.*?)"', rule["expr"]))
     assert set(left_out.split("|")) < set(DROP_REASONS)
+
+
+def test_documentation_lists_every_alert_with_its_severities() -> None:
+    listed = dict(re.findall(r"^\| `(Ood\w+)` \| ([a-z, ]+) \|", MONITORING_PAGE, re.MULTILINE))
+    severities: dict[str, list[str]] = {}
+    for rule in rules("alert"):
+        severities.setdefault(rule["alert"], []).append(rule["labels"]["severity"])
+    assert listed == {name: ", ".join(found) for name, found in severities.items()}
