@@ -19,15 +19,17 @@ Row = tuple[str, Sequence[PanelBuilder]]
 """A title, and panels from left to right, then down."""
 
 
-def one_of(name: str, label: str, query: str) -> build.QueryVariable:
-    """Return a variable of which one value is chosen."""
+def one_of(
+    name: str, label: str, query: str, sort: VariableSort = VariableSort.ALPHABETICAL_ASC
+) -> build.QueryVariable:
+    """Return a variable of which one value is chosen, the first at first."""
     return (
         build.QueryVariable(name)
         .label(label)
         .query(query)
         .datasource(DATASOURCE)
         .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(VariableSort.NUMERICAL_DESC)
+        .sort(sort)
     )
 
 
@@ -51,7 +53,13 @@ def dashboard(
         .readonly()
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .with_variable(build.DatasourceVariable("datasource").type("prometheus").hide(VariableHide.HIDE_VARIABLE))
-        .link(build.DashboardLink("Others").type(DashboardLinkType.DASHBOARDS).tags([TAG]).keep_time(True))
+        .link(
+            build.DashboardLink("Others")
+            .icon("dashboard")
+            .type(DashboardLinkType.DASHBOARDS)
+            .tags([TAG])
+            .keep_time(True)
+        )
     )
     for variable in variables:
         builder = builder.with_variable(variable)

@@ -1,7 +1,7 @@
 """One model's traffic: how its scores are distributed, against the threshold, and what is flagged."""
 
 from grafana_foundation_sdk.models import units
-from grafana_foundation_sdk.models.dashboard import Dashboard
+from grafana_foundation_sdk.models.dashboard import Dashboard, VariableSort
 
 from deploy.grafana.layout import any_of, dashboard, one_of
 from deploy.grafana.panels import GREEN, RED, Query, Steps, heat_map, lines, number, states
@@ -10,7 +10,7 @@ OF = 'model="$model", version="$version", instance=~"$instance"'
 FLEET = 'model="$model", version="$version"'
 VARIABLES = (
     one_of("model", "Model", "label_values(ood_model_up, model)"),
-    one_of("version", "Version", 'label_values(ood_model_up{model="$model"}, version)'),
+    one_of("version", "Version", 'label_values(ood_model_up{model="$model"}, version)', VariableSort.NUMERICAL_DESC),
     any_of("instance", "Server", 'label_values(ood_model_up{model="$model", version="$version"}, instance)'),
 )
 

@@ -139,6 +139,7 @@ def heat_map(title: str, description: str, buckets: str, *, unit: str = "short",
         .description(description)
         .datasource(DATASOURCE)
         .with_target(_target(Query(buckets, "{{le}}")).range().format(PromQueryFormat.HEATMAP))
+        .unit(unit)
         .calculate(False)
         .rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.AUTO))
         .y_axis(heatmap.YAxisConfig().unit(unit))

@@ -37,9 +37,8 @@ def test_dashboard_is_of_grafanas_types(path: Any) -> None:
 def test_panel_explains_itself(panel: dict[str, Any]) -> None:
     assert len(panel["title"]) <= 30
     assert panel["description"].endswith(".")
-    defaults = panel.get("fieldConfig", {}).get("defaults", {})
-    unit = panel["options"]["yAxis"]["unit"] if panel["type"] == "heatmap" else defaults["unit"]
-    assert unit
+    defaults = panel["fieldConfig"]["defaults"]
+    assert defaults["unit"]
     if panel["type"] != "heatmap":
         assert defaults["thresholds"]["steps"][0] == {"color": "green", "value": None}
     assert panel["targets"]

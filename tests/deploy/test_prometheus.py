@@ -62,6 +62,8 @@ def test_runbook_entries_have_the_same_parts() -> None:
     for name, entry in zip(ENTRIES, re.split(r"^## Ood\w+$", RUNBOOK, flags=re.MULTILINE)[1:], strict=True):
         parts = re.findall(r"^\*\*(.*?)\.\*\*", entry, re.MULTILINE)
         assert parts == ["Meaning", "Look first", "Causes", "Do", "Silence"], name
+    for target in re.findall(r"\]\(([^)#]+)", RUNBOOK):
+        assert (DEPLOY / target).exists(), target
 
 
 def test_rules_dashboards_and_runbook_read_what_is_there() -> None:
