@@ -39,8 +39,5 @@ def series_of(expression: str) -> set[str]:
     """Return the names of the series that an expression reads."""
     without_labels = re.sub(r"\{[^}]*\}", "{", expression)
     without_grouping = re.sub(r"\b(by|on|without|ignoring|group_left|group_right) *\([^)]*\)", "", without_labels)
-    return {name for name in re.findall(r"\b(?:job\w*:\w+:\w+|\w+)\b", without_grouping) if "_" in name} - {
-        "histogram_quantile",
-        "__rate_interval",
-        "group_left",
-    }
+    names = re.findall(r"\b(?:job\w*:\w+:\w+|\w+)\b(?! *\()", without_grouping)
+    return {name for name in names if "_" in name} - {"__rate_interval", "group_left"}
