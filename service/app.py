@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 import model_store
 from service.bodies import PendingBytes
+from service.capture.capture import make_capture
 from service.decoding import Decoder
 from service.engine_protocol import Engine
 from service.errors import ServiceError
@@ -44,6 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         StartError: none of the bundles could be loaded.
+        CaptureError: images are to be captured, and what that needs is not installed.
     """
     from service.models import load_models  # HTTP workers, which load nothing, do without the network libraries
 
@@ -54,15 +56,20 @@ def create_app(settings: Settings) -> FastAPI:
         models=load_models(settings, metrics),
         decoder=Decoder(settings.decode_threads, settings.decode_limits),
         pending=PendingBytes(settings.max_pending_bytes),
+        capture=make_capture(settings, metrics.capture),
     )
     metrics.pending_bytes.set_function(lambda: state.pending.held)
     metrics.http_workers.set(1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if state.capture:
+            state.capture.start()
         yield
         state.models.close()
         state.decoder.close()
+        if state.capture:
+            state.capture.close()
 
     return make_app(state, lifespan)
 

@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from service.capture.record import DropReason, Kind
 from service.stages import Stage
 
 
@@ -28,6 +29,14 @@ class ModelCounts(Frozen):
     stages: dict[Stage, Observed]
 
 
+class CaptureCounts(Frozen):
+    """Of captured images; `bytes` is what the folder, which all workers share, takes now."""
+
+    captured: dict[Kind, int]
+    dropped: dict[DropReason, int]
+    bytes: int
+
+
 class Counts(Frozen):
     """Of one worker; models by `name@version`. `pending_bytes` is what it holds now."""
 
@@ -36,3 +45,4 @@ class Counts(Frozen):
     refused: dict[str, int]
     models: dict[str, ModelCounts]
     pending_bytes: int
+    capture: CaptureCounts | None = None

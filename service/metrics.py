@@ -23,7 +23,8 @@ from prometheus_client import (
 import model_store
 from model_store.manifest import Manifest
 from service.batcher import DropReason
-from service.counts import Counts, ModelCounts
+from service.capture import record as capture
+from service.counts import CaptureCounts, Counts, ModelCounts
 from service.errors import ANSWERS, INTERNAL
 from service.histogram import BucketHistogram
 from service.stages import STAGES, Stage
@@ -96,6 +97,13 @@ class Metrics:
         self.restarts = self._counter(
             "ood_process_restarts", "Processes of the server that were replaced.", ("process",)
         )
+        self.captured = self._counter(
+            "ood_captured_images", "Images kept on disk, with their verdicts in the index.", ("kind",)
+        )
+        self.capture_dropped = self._counter(
+            "ood_capture_dropped", "Images of the sample that were not kept.", ("reason",)
+        )
+        self.capture_bytes = self._gauge("ood_capture_bytes", "Bytes that captured images take on disk.", ())
         self.p_value = self._bucket_histogram(
             "ood_p_value", "Conformal p-values; flat on in-distribution traffic.", MODEL_LABELS
         )
@@ -104,6 +112,7 @@ class Metrics:
         )
         self.build_info.labels(model_store.__version__, platform.python_version(), version("torch")).set(1)
         self._models: dict[str, ModelMetrics] = {}
+        self.capture = CaptureSeries(self)
         self._begin()
 
     def _begin(self) -> None:
@@ -114,6 +123,10 @@ class Metrics:
             self.refused.labels(answer.code)
         for process in PROCESSES:
             self.restarts.labels(process)
+        for kind in capture.KINDS:
+            self.captured.labels(kind)
+        for reason in capture.DROP_REASONS:
+            self.capture_dropped.labels(reason)
 
     def model(self, manifest: Manifest) -> "ModelMetrics":
         """Begin one model's series."""
@@ -135,6 +148,8 @@ class Metrics:
         for name, counted in counts.models.items():
             if name in self._models:
                 self._models[name].add(counted)
+        if counts.capture is not None:
+            self.capture.add(counts.capture)
 
     async def exposition(self) -> bytes:
         """Return all of it as Prometheus reads it, text format 0.0.4."""
@@ -213,3 +228,30 @@ class ModelMetrics:
         self._negative_energy.add(counted.negative_energy.counts, counted.negative_energy.sum)
         for stage, observed in counted.stages.items():
             self._stages[stage].add(observed.counts, observed.sum)
+
+
+class CaptureSeries:
+    """The series of captured images, counted on any thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._all = metrics
+
+    def captured(self, kind: capture.Kind, images: int) -> None:
+        """Count images that are on disk, with their rows in the index."""
+        self._all.captured.labels(kind).inc(images)
+
+    def dropped(self, reason: capture.DropReason, images: int = 1) -> None:
+        """Count images that were chosen and are not kept."""
+        self._all.capture_dropped.labels(reason).inc(images)
+
+    def holds(self, total: int) -> None:
+        """Say how many bytes the folder takes now."""
+        self._all.capture_bytes.set(total)
+
+    def add(self, counted: CaptureCounts) -> None:
+        """Add what an HTTP worker has counted."""
+        for kind, images in counted.captured.items():
+            self.captured(kind, images)
+        for reason, images in counted.dropped.items():
+            self.dropped(reason, images)
+        self.holds(counted.bytes)

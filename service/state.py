@@ -6,6 +6,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from service.bodies import PendingBytes
+from service.capture.capture import Capture
 from service.decoding import Decoder
 from service.served_models import Models
 from service.settings import Settings
@@ -30,6 +31,7 @@ class State:
     models: Models
     decoder: Decoder
     pending: PendingBytes
+    capture: Capture | None = None
     draining: bool = False
 
 
