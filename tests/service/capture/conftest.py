@@ -2,7 +2,7 @@
 
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from service.capture.folder import CaptureFolder
+from service.capture.hand_over import Bounds, HandOver
 from service.capture.record import DropReason, Kind, Record
+from service.capture.writer import Writer
 from service.engine_protocol import Verdict
 
 
@@ -36,6 +38,21 @@ class Told:
 @pytest.fixture
 def told() -> Told:
     return Told()
+
+
+@pytest.fixture
+def write(told: Told) -> Callable[..., None]:
+    """Write records as a server does, in batches of so many, and stop."""
+
+    def through(folder: CaptureFolder, records: Sequence[Record], batch: int = 64) -> None:
+        queue = HandOver(waiting=Bounds(10**4, 10**9), batch=Bounds(batch, 10**9), wait_s=1000)
+        for one in records:
+            assert queue.put(one)
+        writer = Writer(folder, queue, told)
+        writer.start()
+        writer.close()
+
+    return through
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from live import wait_until
 
 from service.capture.hand_over import Bounds, HandOver
 from service.capture.record import Record
@@ -84,9 +85,13 @@ def test_a_batch_waits_for_others_until_it_is_full(record: Make) -> None:
     queue = hand_over(batch=Bounds(3, 10**6), wait_s=1000)
     with ThreadPoolExecutor(1) as pool:
         batch = pool.submit(queue.gather, 1000)
-        for at in range(3):
-            assert queue.put(record(at))
-        assert len(batch.result(20) or ()) == 3
+        try:
+            for at in range(3):
+                wait_until(lambda: queue._changed._waiters)
+                assert queue.put(record(at))
+            assert len(batch.result(20) or ()) == 3
+        finally:
+            queue.close()
 
 
 def test_a_closed_one_hands_out_what_is_left_at_once(record: Make) -> None:

@@ -185,7 +185,9 @@ from pathlib import Path
 from service.capture.folder import CaptureFolder, Segment, segment_name
 
 folder = CaptureFolder(Path(sys.argv[1]), max_bytes=int(sys.argv[2]), max_age=timedelta(days=1))
-for _ in range(60):
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(100):
     folder.add(Segment("m@1", "flagged", segment_name(), {"0.png": b"a" * 100, "index.parquet": b"c"}))
     assert folder.bytes <= int(sys.argv[2])
 """
@@ -194,8 +196,14 @@ for _ in range(60):
 def test_processes_share_one_quota(root: Path, folder: Folder) -> None:
     quota = 20 * segment().bytes
     command = [sys.executable, "-c", MANY, str(root), str(quota)]
-    for process in [subprocess.Popen(command) for _ in range(2)]:
-        assert process.wait(60) == 0
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:
+        for process in (one, other):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, other):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert (one.wait(60), other.wait(60)) == (0, 0)
     mine = folder(max_bytes=quota)
     mine.tidy()
     assert mine.bytes == du(root) == quota

@@ -3,7 +3,7 @@
 import errno
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Semaphore
@@ -27,25 +27,18 @@ Make = Callable[..., Record]
 Folder = Callable[..., CaptureFolder]
 
 
-def write(folder: CaptureFolder, told: object, records: Sequence[Record], batch: int = 64) -> None:
-    queue = HandOver(waiting=Bounds(10**4, 10**9), batch=Bounds(batch, 10**9), wait_s=1000)
-    for one in records:
-        assert queue.put(one)
-    writer = Writer(folder, queue, told)  # type: ignore[arg-type]
-    writer.start()
-    writer.close()
-
-
 def by_request(root: Path) -> dict[str, CapturedImage]:
     return {image.row.request_id: image for image in read_captured(root).images}
 
 
-def test_files_are_kept_as_they_came_under_names_of_ours(root: Path, folder: Folder, told, record, encode) -> None:
+def test_files_are_kept_as_they_came_under_names_of_ours(
+    root: Path, folder: Folder, told, write, record, encode
+) -> None:
     forms = {"JPEG": (".jpg", "jpeg"), "PNG": (".png", "lossless"), "WEBP": (".webp", "webp"), "GIF": (".gif",
              "lossless"), "BMP": (".bmp", "lossless"), "TIFF": (".tiff", "lossless"), "AVIF": (".avif", "avif"),
              "JPEG2000": (".jp2", "jpeg2000")}  # fmt: skip
     records = [record(at, content=encode(at, form)) for at, form in enumerate(forms)]
-    write(folder(), told, records)
+    write(folder(), records)
     found = by_request(root)
     for sent, (suffix, encoding) in zip(records, forms.values(), strict=True):
         image = found[sent.request_id]
@@ -55,17 +48,17 @@ def test_files_are_kept_as_they_came_under_names_of_ours(root: Path, folder: Fol
     assert told.kept == {"flagged": 8}
 
 
-def test_pixels_are_kept_losslessly(root: Path, folder: Folder, told, record: Make) -> None:
+def test_pixels_are_kept_losslessly(root: Path, folder: Folder, told, write, record: Make) -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (20, 30, 3), np.uint8)
-    write(folder(), told, [record(content=pixels)])
+    write(folder(), [record(content=pixels)])
     image = by_request(root)["request-0"]
     assert (image.path.suffix, image.row.encoding, image.row.sent_as) == (".png", "lossless", "pixels")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image.path.read_bytes()))), pixels)
 
 
-def test_a_row_has_the_verdict(root: Path, folder: Folder, told, record: Make) -> None:
+def test_a_row_has_the_verdict(root: Path, folder: Folder, told, write, record: Make) -> None:
     verdict = Verdict(7, 0.25, -3.5, 0.125, is_ood=False)
-    write(folder(), told, [record(kind="control", score="knn", class_name="horse", verdict=verdict, time=1.5e9 + 0.25)])
+    write(folder(), [record(kind="control", score="knn", class_name="horse", verdict=verdict, time=1.5e9 + 0.25)])
     (image,) = read_captured(root).images
     assert image.row == Row(
         file=image.path.name,
@@ -90,11 +83,14 @@ def test_a_row_has_the_verdict(root: Path, folder: Folder, told, record: Make) -
     assert (told.kept, told.drops) == ({"control": 1}, {})
 
 
-def test_models_and_kinds_lie_apart_and_nothing_is_there_twice(root: Path, folder: Folder, told, record: Make) -> None:
+def test_models_and_kinds_lie_apart_and_nothing_is_there_twice(
+    root: Path, folder: Folder, told, write, record: Make
+) -> None:
     records = [record(at, kind=("flagged", "control")[at % 2], model=f"cifar10@{1 + at % 3}") for at in range(60)]
-    write(folder(), told, records, batch=13)
+    write(folder(), records, batch=13)
     found = read_captured(root).images
     assert sorted(image.row.request_id for image in found) == sorted(one.request_id for one in records)
+    assert len(list(segments(root))) == 30  # of 13, 13, 13, 13 and 8 records, of each place some
     for image in found:
         assert image.path.parts[-4:-2] == (image.row.model, image.row.kind)
     assert len({image.path.name for image in found}) == 60  # though they lie in many folders
@@ -154,7 +150,7 @@ class Tripwire:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_from_other_faults(
-    root: Path, folder: Folder, told, record: Make, number: int, monkeypatch
+    root: Path, folder: Folder, told, write, record: Make, number: int, monkeypatch
 ) -> None:
     """A file system that is full can't be had without rights over the machine, so its answer is made up."""
 
@@ -162,16 +158,16 @@ def test_a_full_disk_is_told_from_other_faults(
         raise OSError(number, "no room")
 
     monkeypatch.setattr("service.capture.folder._write_private", full)
-    write(folder(), told, [record(0), record(1)])
+    write(folder(), [record(0), record(1)])
     assert told.drops == {"disk_full": 2}
     assert list(segments(root)) == []
     assert list((root / ".writing").iterdir()) == []
 
 
 def test_content_that_nobody_foresaw_is_dropped_and_logged(
-    root: Path, folder: Folder, told, record: Make, caplog: pytest.LogCaptureFixture
+    root: Path, folder: Folder, told, write, record: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(folder(), told, [record(0, content=b"no image"), record(1, kind="control")])
+    write(folder(), [record(0, content=b"no image"), record(1, kind="control")])
     assert (told.drops, told.kept) == ({"write_failed": 1}, {"control": 1})
     assert caplog.records[0].exc_info
 
