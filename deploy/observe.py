@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,8 @@ from deploy.stack import Ports, Stack, running_stack
 
 INTERVAL_S = 5
 """How often Prometheus looks, in place of the 15 s that ship: whoever tries it waits for it."""
+CAPTURED = "captured"
+"""The folder of captured images, in that of the trial."""
 LOOK_S = 2.0
 TOLD_EVERY_S = 60.0
 
@@ -46,14 +49,15 @@ def _rate(text: str) -> float:
     return rate
 
 
-def watch_settings(pools: Pools, images_per_s: float) -> dict[str, str]:
-    """Return how a server should watch replayed images.
+def watch_settings(pools: Pools, images_per_s: float, captured: Path) -> dict[str, str]:
+    """Return how a server should watch replayed images, and keep some in a folder.
 
     The window is one pass through the pool: what is sent again is no new evidence, though it would count as such.
     """
     return {
         "OOD_WATCH_WINDOW_IMAGES": str(len(pools.in_distribution)),
         "OOD_WATCH_IMAGES_PER_HOUR": str(3600 * images_per_s),
+        "OOD_CAPTURE_DIR": str(captured),
     }
 
 
@@ -72,6 +76,7 @@ def where_to_look(stack: Stack, sent: str) -> str:
             f"  alerts         {shown}",
             f"  Alertmanager   amtool alert --alertmanager.url={stack.alertmanager}",
             f"  logs           {stack.folder}",
+            f"  flagged images ood-serve review {stack.folder / CAPTURED} --out flagged.html",
             "what an alert means: deploy/runbook.md; dashboards for Grafana: deploy/grafana/dashboards; Ctrl-C ends it",
         )
     )
@@ -111,13 +116,12 @@ def observe(options: argparse.Namespace) -> None:
     """
     pools = load_pools()
     ports = Ports(options.port, options.prometheus_port, options.alertmanager_port)
-    settings = watch_settings(pools, options.images_per_s)
     images = mixed(pools, options.ood_share, seed=0)
-    with (
-        tempfile.TemporaryDirectory(prefix="observe-") as folder,
-        running_stack(Path(folder), ports, interval_s=INTERVAL_S, settings=settings) as stack,
-        replaying(stack.service, images, options.images_per_s) as sent,
-    ):
+    with tempfile.TemporaryDirectory(prefix="observe-") as name, ExitStack() as running:
+        folder = Path(name)
+        settings = watch_settings(pools, options.images_per_s, folder / CAPTURED)
+        stack = running.enter_context(running_stack(folder, ports, interval_s=INTERVAL_S, settings=settings))
+        sent = running.enter_context(replaying(stack.service, images, options.images_per_s))
         _say(where_to_look(stack, f"{options.images_per_s:g} images/s, {100 * options.ood_share:g} % of them OOD"))
         report_alarms(stack, sent, _say)
 

@@ -14,7 +14,7 @@ from rules import DASHBOARD_FILES, DEPLOY
 
 from benchmarks.servers import free_port
 from deploy.alarms import alarms, notified
-from deploy.observe import watch_settings
+from deploy.observe import CAPTURED, watch_settings
 from deploy.replay import load_pools, mixed, replaying
 from deploy.stack import Ports, Stack, running_stack
 
@@ -41,8 +41,8 @@ def story(tmp_path_factory: pytest.TempPathFactory, openvino_cache: Path) -> Ite
     """Replay images in distribution, then half of them OOD until an alert says so, then as before until it ends."""
     pools = load_pools()
     ports = Ports(free_port(), free_port(), free_port())
-    settings = watch_settings(pools, IMAGES_PER_S) | {"OOD_CACHE_DIR": str(openvino_cache)}
     folder = tmp_path_factory.mktemp("stack")
+    settings = watch_settings(pools, IMAGES_PER_S, folder / CAPTURED) | {"OOD_CACHE_DIR": str(openvino_cache)}
     phases = (("before", 0.0, [], 900), ("shift", 0.5, RATE_CHANGED, 0), ("after", 0.0, [], 0))
     with running_stack(folder, ports, interval_s=INTERVAL_S, settings=settings) as stack:
         began, seen, flagged = {}, {}, {}
