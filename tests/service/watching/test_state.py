@@ -1,21 +1,27 @@
 """What is watched survives a restart, and nothing that lies in its folder stops a start."""
 
+import asyncio
+import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from live import Process, Running, running, wait_until
+from live import BUNDLE, Process, Running, running, wait_until
 
+from model_store.bundle import read_manifest
 from service.app import create_app
 from service.errors import StartError
 from service.settings import Settings
 from service.watching import state
+from service.watching.expectations import WatchOptions
+from service.watching.state import Watched, kept
+from service.watching.watch import Watch
 
 
 def watched(url: str) -> dict[str, Any]:
@@ -24,8 +30,9 @@ def watched(url: str) -> dict[str, Any]:
 
 
 def post(server: Running | Process, images: list[bytes]) -> None:
-    for image in images:
-        httpx.post(f"{server.url}/predict", content=image).raise_for_status()
+    with httpx.Client() as client:
+        for image in images:
+            client.post(f"{server.url}/predict", content=image).raise_for_status()
 
 
 def test_window_and_alarm_survive_a_restart(
@@ -50,12 +57,18 @@ def test_window_and_alarm_survive_a_restart(
     assert kept.name.startswith("cifar10@1-")
 
 
-@pytest.fixture
-def folder(settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes]) -> Path:
-    """One with the state of cifar10@1 after three images."""
-    with running(settings(state_dir=tmp_path)) as server:
-        post(server, pngs[:3])
-    return tmp_path
+def fresh() -> Watched:
+    return Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions()))
+
+
+def keep(folder: Path, watched: Watched, p_values: Sequence[float] = ()) -> None:
+    """Start, judge images of these p-values, and end."""
+
+    async def live() -> None:
+        async with kept(folder, [watched]):
+            watched.watch.judged(p_values)
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize(
@@ -71,23 +84,31 @@ def folder(settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes])
     ],
 )
 def test_what_is_corrupt_or_foreign_is_set_aside(
-    settings: Callable[..., Settings],
-    folder: Path,
-    caplog: pytest.LogCaptureFixture,
-    change: Callable[[dict[str, Any]], str],
-    reason: str,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Any]], str], reason: str
 ) -> None:
-    (file,) = folder.iterdir()
+    keep(tmp_path, fresh(), [0.3, 0.01])
+    (file,) = tmp_path.iterdir()
     changed = change(json.loads(file.read_text()))
     file.write_text(changed)
-    with caplog.at_level(logging.WARNING), running(settings(state_dir=folder)) as server:
-        assert watched(server.url)["window"]["images"] == 0
-    (record,) = [record for record in caplog.records if record.name == state.__name__]
+    with caplog.at_level(logging.WARNING):
+        again = fresh()
+        keep(tmp_path, again)
+    assert not again.watch.p_values
+    (record,) = caplog.records
     assert record.message == "state set aside"
     assert reason in record.reason  # type: ignore[attr-defined]
     assert record.exc_info is None
-    assert [path.read_text() for path in folder.glob("*.set-aside")] == [changed]
+    assert [path.read_text() for path in tmp_path.iterdir()] == [changed]
     assert not file.exists()
+
+
+def test_a_server_starts_beside_a_corrupt_state(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    sha256 = hashlib.sha256((BUNDLE / "manifest.json").read_bytes()).hexdigest()
+    file = tmp_path / f"cifar10@{BUNDLE.name}-{sha256[:16]}.json"
+    file.write_bytes(b"\x00junk")
+    with running(settings(models=(f"cifar10@{BUNDLE.name}",), state_dir=tmp_path)) as server:
+        assert watched(server.url)["window"]["images"] == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".set-aside"]
 
 
 def test_it_is_saved_while_the_server_runs(
