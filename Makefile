@@ -9,8 +9,12 @@ PEERS_INSTALLED := $(PEERS)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 HOST ?= 127.0.0.1
 PORT ?= 8000
+PROMETHEUS_PORT ?= 9090
+ALERTMANAGER_PORT ?= 9093
+SHARE ?= 0.2
+IMAGES_PER_S ?= 20
 
-.PHONY: help install serve test test-slow bench paper check format results clean
+.PHONY: help install serve observe dashboards test test-slow bench paper check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +23,8 @@ install: $(INSTALLED)  ## Set up .venv with all that development needs
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[training,cpu,optimize,onnx,tracing,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
+		'.[training,capture,cpu,optimize,onnx,tracing,deploy,test]'
 	touch $@
 
 $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)
@@ -31,6 +36,13 @@ $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)
 
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
 	$(BIN)/ood-serve --host $(HOST) --port $(PORT)
+
+observe: $(INSTALLED)  ## Try the alarms: server, Prometheus, Alertmanager under replayed images, SHARE of them OOD
+	@$(BIN)/python -m deploy.observe --port $(PORT) --prometheus-port $(PROMETHEUS_PORT) \
+		--alertmanager-port $(ALERTMANAGER_PORT) --ood-share $(SHARE) --images-per-s $(IMAGES_PER_S)
+
+dashboards: $(INSTALLED)  ## Write Grafana's dashboards anew from their code
+	$(BIN)/python -m deploy.grafana.generate
 
 test: $(INSTALLED)  ## Run all tests but the slow ones; TEST_IMAGES=DIR adds those on full image sets
 	$(PYTEST) -m "not slow"

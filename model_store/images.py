@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ from model_store.manifest import PreprocessSpec
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+Encoding = Literal["jpeg", "webp", "avif", "jpeg2000", "lossless"]
 
 DECODER = f"Pillow {__version__} (libjpeg-turbo {features.version_feature('libjpeg_turbo')})"
 
@@ -134,6 +135,22 @@ def looks_like_image(encoded: bytes) -> bool:
     return any(kind.magic.match(encoded) for kind in _FORMATS)
 
 
+def suffix(encoded: bytes) -> str:
+    """Return how the name of such a file ends, as `.jpg`; `encoded` is an image of a format that is read."""
+    return next(kind.suffix for kind in _FORMATS if kind.magic.match(encoded))
+
+
+def encoding(encoded: bytes) -> Encoding:
+    """Return the lossy codec that an image file's pixels have gone through, or "lossless".
+
+    A TIFF counts as lossless, whatever it holds.
+    """
+    kind = next((kind for kind in _FORMATS if kind.magic.match(encoded)), None)
+    if kind is None or (kind.name == "WebP" and not _is_lossy_webp(encoded)):
+        return "lossless"
+    return _LOSSY.get(kind.name, "lossless")
+
+
 def fit(image: Pixels, spec: PreprocessSpec) -> Pixels:
     """Resize and crop, bit for bit as torchvision's Resize and CenterCrop do with PIL images of up to 8:1.
 
@@ -199,6 +216,7 @@ class _Png(PngImageFile):
 
 class _Format(NamedTuple):
     name: str
+    suffix: str
     magic: re.Pattern[bytes]
     file: Callable[[io.BytesIO], ImageFile]
     # Peak, result included, measured over modes and bit depths and rounded up; 4 are Pillow's pixels, 3 the result's.
@@ -206,15 +224,23 @@ class _Format(NamedTuple):
 
 
 _FORMATS = (
-    _Format("JPEG", re.compile(rb"\xff\xd8\xff"), _Jpeg, 8),
-    _Format("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _Png, 8),
-    _Format("WebP", re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile, 20),
-    _Format("GIF", re.compile(rb"GIF8[79]a"), GifImageFile, 8),
-    _Format("BMP", re.compile(rb"BM"), BmpImageFile, 8),
-    _Format("TIFF", re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile, 13),
-    _Format("AVIF", re.compile(rb".{4}ftyp(avi|m[is]f1.{0,64}avi)[fs]", re.DOTALL), AvifImageFile, 20),
-    _Format("JPEG 2000", re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), Jpeg2KImageFile, 25),
+    _Format("JPEG", ".jpg", re.compile(rb"\xff\xd8\xff"), _Jpeg, 8),
+    _Format("PNG", ".png", re.compile(rb"\x89PNG\r\n\x1a\n"), _Png, 8),
+    _Format("WebP", ".webp", re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImageFile, 20),
+    _Format("GIF", ".gif", re.compile(rb"GIF8[79]a"), GifImageFile, 8),
+    _Format("BMP", ".bmp", re.compile(rb"BM"), BmpImageFile, 8),
+    _Format("TIFF", ".tiff", re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile, 13),
+    _Format("AVIF", ".avif", re.compile(rb".{4}ftyp(avi|m[is]f1.{0,64}avi)[fs]", re.DOTALL), AvifImageFile, 20),
+    _Format("JPEG 2000", ".jp2", re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), Jpeg2KImageFile, 25),
 )
+
+
+_LOSSY: dict[str, Encoding] = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif", "JPEG 2000": "jpeg2000"}
+
+
+def _is_lossy_webp(encoded: bytes) -> bool:
+    """Tell by the first chunk; one with metadata, transparency or frames has the pixels in a later one."""
+    return encoded[12:16] == b"VP8 " or (encoded[12:16] == b"VP8X" and b"VP8 " in encoded)
 
 
 def _decode(encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple[Pixels, Box]:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 import model_store
 from service.bodies import PendingBytes
+from service.capture.capture import make_capture
 from service.decoding import Decoder
 from service.engine_protocol import Engine
 from service.errors import ServiceError
@@ -48,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         StartError: none of the bundles could be loaded, or the state can't be kept.
+        CaptureError: images are to be captured, and what that needs is not installed.
     """
     # HTTP workers, which load nothing, do without the network libraries.
     from service.models import load_models, watched
@@ -59,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         models=load_models(settings, metrics),
         decoder=Decoder(settings.decode_threads, settings.decode_limits),
         pending=PendingBytes(settings.max_pending_bytes),
+        capture=make_capture(settings, metrics.capture),
     )
     metrics.pending_bytes.set_function(lambda: state.pending.held)
     metrics.http_workers.set(1)
@@ -66,9 +69,13 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with kept(settings.state_dir, watched(state.models, metrics)):
+            if state.capture:
+                state.capture.start()
             yield
             state.models.close()
             state.decoder.close()
+            if state.capture:
+                state.capture.close()
 
     return make_app(state, lifespan)
 

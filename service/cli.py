@@ -1,4 +1,4 @@
-"""ood-serve: a bundle, served over HTTP."""
+"""ood-serve: a bundle, served over HTTP; or a contact sheet of the images that were captured."""
 
 import argparse
 import os
@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
-from service.errors import SettingsError, StartError
+from service.errors import CaptureError, SettingsError, StartError
 from service.settings import PREFIX, Settings
+
+REVIEW = "review"
+"""The first argument that asks for a contact sheet of captured images instead of a server."""
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -31,7 +34,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 def _parser() -> argparse.ArgumentParser:
     """Return a parser with a flag for each setting; values stay text, for Settings to check."""
     parser = argparse.ArgumentParser(
-        prog="ood-serve", description="Serve bundles over HTTP. Each flag has an OOD_* variable; flags win."
+        prog="ood-serve",
+        description="Serve bundles over HTTP. Each flag has an OOD_* variable; flags win.",
+        epilog="`ood-serve review DIR --out FILE` makes a contact sheet of captured images: `ood-serve review --help`.",
     )
     for name, field in Settings.model_fields.items():
         parser.add_argument(
@@ -53,9 +58,12 @@ def _explain(fault: Mapping[str, object]) -> str:
 def main() -> None:
     """Serve until a signal; exit status 1 with a message if it can't start or an engine dies."""
     try:
-        settings = read_settings(sys.argv[1:], os.environ)
-        raise SystemExit(serve(settings))
-    except (SettingsError, StartError) as err:
+        if sys.argv[1:2] == [REVIEW]:
+            from service.capture.review import review
+
+            raise SystemExit(review(sys.argv[2:]))
+        raise SystemExit(serve(read_settings(sys.argv[1:], os.environ)))
+    except (SettingsError, StartError, CaptureError) as err:
         print(f"ood-serve: {err}", file=sys.stderr)  # noqa: T201
         raise SystemExit(1) from None
 
@@ -65,10 +73,13 @@ def serve(settings: Settings) -> int:
 
     Raises:
         StartError: it can't start.
+        CaptureError: images are to be captured, and what that needs is not installed.
     """
+    from service.capture.capture import require_library
     from service.tracing import is_wanted
 
-    is_wanted(os.environ)  # a refusal is told before anything is loaded
+    is_wanted(os.environ)  # refusals are told before anything is loaded
+    require_library(settings)
     if settings.workers > 1:
         return _serve_with_workers(settings)
     from service import interpreter, logs  # the heavy imports wait until the settings are known to be good

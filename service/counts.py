@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from service.capture.record import DropReason, Kind
 from service.stages import Stage
 
 
@@ -33,6 +34,14 @@ class ModelCounts(Frozen):
     classes: list[list[int]]
 
 
+class CaptureCounts(Frozen):
+    """Of captured images; `bytes` is what the folder, which all workers share, takes now."""
+
+    captured: dict[Kind, int]
+    dropped: dict[DropReason, int]
+    bytes: int
+
+
 class Counts(Frozen):
     """Of one worker; models by `name@version`. `pending_bytes` is what it holds now."""
 
@@ -41,3 +50,4 @@ class Counts(Frozen):
     refused: dict[str, int]
     models: dict[str, ModelCounts]
     pending_bytes: int
+    capture: CaptureCounts | None = None

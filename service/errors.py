@@ -30,6 +30,10 @@ class StartError(Exception):
     """No bundle could be loaded, or the port is taken."""
 
 
+class CaptureError(Exception):
+    """Captured images that can't be read, or what it takes to keep or read them is not installed."""
+
+
 class ServiceError(Exception):
     """A request that is refused. The message goes to the client; it never holds what the client sent at length."""
 

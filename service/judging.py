@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from service.batcher import Waited
 from service.bodies import Lease, read_body
+from service.capture.capture import Answered
 from service.engine_protocol import Engine, Pixels, Verdict
 from service.errors import ClientLeftError, InvalidHeaderError, late
 from service.stages import Stage
@@ -26,9 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """What a request asks: uint8 (H, W, 3) an image, fitted to the model, and what is wanted beside the verdicts."""
+    """What a request asks: uint8 (H, W, 3) an image, fitted to the model, and what is wanted beside the verdicts.
+
+    `sent` are the files that the images came in, none if they came as pixels.
+    """
 
     pixels: Sequence[Pixels]
+    sent: Sequence[bytes] = ()
     all_scores: bool = False
     logits: bool = False
 
@@ -87,6 +92,9 @@ async def judge(
     engine.count_answered(waited.results, seconds)
     if (trace := trace_of(request)) is not None:
         trace.judged(engine.name, len(waited.results), begun, seconds)
+    if state.capture is not None:
+        answered = Answered(request.state.request_id, waited.results, question.sent, question.pixels)
+        state.capture.offer(engine.bundle, answered)
     return Judged(question, waited.results, seconds)
 
 

@@ -26,7 +26,8 @@ from prometheus_client.utils import floatToGoString
 import model_store
 from model_store.manifest import Manifest
 from service.batcher import DropReason
-from service.counts import Counts, ModelCounts
+from service.capture import record as capture
+from service.counts import CaptureCounts, Counts, ModelCounts
 from service.engine_protocol import Verdict
 from service.errors import ANSWERS, INTERNAL
 from service.histogram import BucketHistogram
@@ -105,6 +106,13 @@ class Metrics:
         self.restarts = self._counter(
             "ood_process_restarts", "Processes of the server that were replaced.", ("process",)
         )
+        self.captured = self._counter(
+            "ood_captured_images", "Images kept on disk, with their verdicts in the index.", ("kind",)
+        )
+        self.capture_dropped = self._counter(
+            "ood_capture_dropped", "Images of the sample that were not kept.", ("reason",)
+        )
+        self.capture_bytes = self._gauge("ood_capture_bytes", "Bytes that captured images take on disk.", ())
         self.p_value = self._bucket_histogram(
             "ood_p_value", "Conformal p-values; flat on in-distribution traffic.", MODEL_LABELS
         )
@@ -118,6 +126,7 @@ class Metrics:
         self.watch = WatchSeries(self.registry, MODEL_LABELS)
         self.build_info.labels(model_store.__version__, platform.python_version(), version("torch")).set(1)
         self._models: dict[str, ModelMetrics] = {}
+        self.capture = CaptureSeries(self)
         self._begin()
 
     def _begin(self) -> None:
@@ -130,6 +139,10 @@ class Metrics:
             self.p_value_uniform.labels(floatToGoString(edge)).set(edge)  # type: ignore[no-untyped-call]
         for process in PROCESSES:
             self.restarts.labels(process)
+        for kind in capture.KINDS:
+            self.captured.labels(kind)
+        for reason in capture.DROP_REASONS:
+            self.capture_dropped.labels(reason)
 
     def model(self, manifest: Manifest) -> "ModelMetrics":
         """Begin one model's series."""
@@ -151,6 +164,8 @@ class Metrics:
         for name, counted in counts.models.items():
             if name in self._models:
                 self._models[name].add(counted)
+        if counts.capture is not None:
+            self.capture.add(counts.capture)
 
     async def exposition(self) -> bytes:
         """Return all of it as Prometheus reads it, text format 0.0.4."""
@@ -247,3 +262,30 @@ class ModelMetrics:
     def watched(self) -> WatchReply:
         """Return what is watched."""
         return watch_reply(self._manifest, self.watch, self._p_value, self._negative_energy, self.classes)
+
+
+class CaptureSeries:
+    """The series of captured images, counted on any thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._all = metrics
+
+    def captured(self, kind: capture.Kind, images: int) -> None:
+        """Count images that are on disk, with their rows in the index."""
+        self._all.captured.labels(kind).inc(images)
+
+    def dropped(self, reason: capture.DropReason, images: int = 1) -> None:
+        """Count images that were chosen and are not kept."""
+        self._all.capture_dropped.labels(reason).inc(images)
+
+    def holds(self, total: int) -> None:
+        """Say how many bytes the folder takes now."""
+        self._all.capture_bytes.set(total)
+
+    def add(self, counted: CaptureCounts) -> None:
+        """Add what an HTTP worker has counted."""
+        for kind, images in counted.captured.items():
+            self.captured(kind, images)
+        for reason, images in counted.dropped.items():
+            self.dropped(reason, images)
+        self.holds(counted.bytes)

@@ -155,6 +155,27 @@ class Settings(BaseSettings):
         default=(),
         description="Origins whose web pages may call the server, comma-separated, `*` for all; none if not given.",
     )
+    capture_dir: Path | None = Field(
+        default=None, description="Folder for a sample of the images judged, with their verdicts; off if not given."
+    )
+    capture_max_bytes: int = Field(
+        default=2**30, ge=2**20, description="Bytes that captured images may take on disk; the oldest make room."
+    )
+    capture_days: FiniteFloat = Field(default=30.0, gt=0, le=36500, description="Days after which they are deleted.")
+    capture_flagged_share: FiniteFloat = Field(
+        default=1.0, ge=0, le=1, description="Share of flagged images that is captured."
+    )
+    capture_control_share: FiniteFloat = Field(
+        default=0.01, ge=0, le=1, description="Share of the other images that is captured, to compare with."
+    )
+    capture_images_per_minute: FiniteFloat = Field(
+        default=60.0, gt=0, description="Most images captured a minute, of each of the two kinds."
+    )
+    capture_flush_s: FiniteFloat = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds for which captured images are gathered before they are written together.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe log lines to write; `info` has one line a request."
     )

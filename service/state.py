@@ -6,6 +6,7 @@ from typing import Protocol
 from starlette.requests import Request
 
 from service.bodies import PendingBytes
+from service.capture.capture import Capture
 from service.decoding import Decoder
 from service.schemas import WatchReply
 from service.served_models import Models
@@ -34,6 +35,7 @@ class State:
     models: Models
     decoder: Decoder
     pending: PendingBytes
+    capture: Capture | None = None
     draining: bool = False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from zipfile import BadZipFile
 from zlib import error as ZlibError
 
@@ -297,21 +297,9 @@ def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], bool, str]:
     try:
         encoded = path.read_bytes()
-        return *images.load_and_tell(encoded, preprocess), _encoding(encoded)
+        return *images.load_and_tell(encoded, preprocess), images.encoding(encoded)
     except (ImageError, OSError) as err:
         raise DataError(f"{path}: {err}") from err
-
-
-def _encoding(encoded: bytes) -> Literal["jpeg", "webp", "avif", "jpeg2000", "lossless"]:
-    if encoded.startswith(b"\xff\xd8"):
-        return "jpeg"
-    if encoded[8:16] == b"WEBPVP8 ":
-        return "webp"
-    if encoded[4:12] in (b"ftypavif", b"ftypavis"):
-        return "avif"
-    if encoded[4:12] == b"jP  \r\n\x87\n":
-        return "jpeg2000"
-    return "lossless"
 
 
 def _reencode(pixels: NDArray[np.uint8], quality: int, preprocess: PreprocessSpec) -> NDArray[np.uint8]:

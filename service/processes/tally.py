@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
 
 from model_store.manifest import Manifest
-from service.counts import Counts, ModelCounts, Observed
+from service.capture.record import DropReason, Kind
+from service.counts import CaptureCounts, Counts, ModelCounts, Observed
 from service.engine_protocol import Verdict
 from service.histogram import Buckets
 from service.metrics import P_VALUE_EDGES, SECONDS_EDGES, Routes
@@ -13,13 +15,14 @@ from service.watching.class_counts import ClassCounts
 
 
 class Tally:
-    """The counts of a worker. One thread uses it."""
+    """The counts of a worker. One thread uses it, but for `capture`."""
 
     def __init__(self, routes: Iterable[str], pending_bytes: Callable[[], int]) -> None:
         """Begin at 0; `routes` are the path templates of the server."""
         self._routes = Routes(routes)
         self._pending_bytes = pending_bytes
         self._told_pending = 0
+        self.capture = CaptureTally()
         self._requests: Counter[tuple[str, int]] = Counter()
         self._refused: Counter[str] = Counter()
         self._models: dict[str, ModelTally] = {}
@@ -41,11 +44,13 @@ class Tally:
     def take(self) -> Counts | None:
         """Return all that was counted since the last time, and begin anew; None if that is nothing."""
         models = {name: taken for name, tally in self._models.items() if (taken := tally.take())}
-        pending = self._pending_bytes()
-        if not (self._requests or models or pending != self._told_pending):
+        pending, capture = self._pending_bytes(), self.capture.take()
+        if not (self._requests or models or capture or pending != self._told_pending):
             return None
         requests = [(route, status, count) for (route, status), count in self._requests.items()]
-        counts = Counts(requests=requests, refused=dict(self._refused), models=models, pending_bytes=pending)
+        counts = Counts(
+            requests=requests, refused=dict(self._refused), models=models, pending_bytes=pending, capture=capture
+        )
         self._requests.clear()
         self._refused.clear()
         self._told_pending = pending
@@ -54,6 +59,52 @@ class Tally:
     def tell_all(self) -> None:
         """Tell the bytes that are held, whatever was told before: there is another engine's process."""
         self._told_pending = 0
+        self.capture.tell_all()
+
+
+class CaptureTally:
+    """The counts of captured images, of which any thread tells."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._captured: Counter[Kind] = Counter()
+        self._dropped: Counter[DropReason] = Counter()
+        self._bytes = 0
+        self._told = True
+
+    def captured(self, kind: Kind, images: int) -> None:
+        """Count images that are on disk, with their rows in the index."""
+        with self._lock:
+            self._captured[kind] += images
+            self._told = False
+
+    def dropped(self, reason: DropReason, images: int = 1) -> None:
+        """Count images that were chosen and are not kept."""
+        with self._lock:
+            self._dropped[reason] += images
+            self._told = False
+
+    def holds(self, total: int) -> None:
+        """Say how many bytes the folder takes now."""
+        with self._lock:
+            self._bytes = total
+            self._told = False
+
+    def take(self) -> CaptureCounts | None:
+        """Return what was counted since the last time, and begin anew; None if nothing is new."""
+        with self._lock:
+            if self._told:
+                return None
+            counts = CaptureCounts(captured=dict(self._captured), dropped=dict(self._dropped), bytes=self._bytes)
+            self._captured.clear()
+            self._dropped.clear()
+            self._told = True
+            return counts
+
+    def tell_all(self) -> None:
+        """Tell the bytes once more."""
+        with self._lock:
+            self._told = False
 
 
 class ModelTally:

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from service import interpreter, logs
 from service.app import make_app, route_templates
 from service.bodies import PendingBytes
+from service.capture.capture import make_capture
 from service.decoding import Decoder
 from service.errors import NotReadyError, ServiceError
 from service.processes.control import Control, Order, WorkerConfig, revived
@@ -59,12 +60,17 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
         models=remote_models(remote.link, remote.tally, settings),
         decoder=Decoder(decode_share(settings, config.index), settings.decode_limits),
         pending=pending,
+        capture=make_capture(settings, remote.tally.capture),
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(work) for work in (remote.stay_connected(state), remote.tell(), control.live())]
+        if state.capture:
+            state.capture.start()
         yield
+        if state.capture:
+            await asyncio.to_thread(state.capture.close)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

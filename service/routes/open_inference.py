@@ -225,7 +225,8 @@ async def _infer(request: Request, model: ServedModel) -> Response:
     async def read(body: bytes, lease: Lease) -> _Asked:
         parsed = await _parsed(state, model, await _inflated(request, body, lease), json_bytes)
         wants_logits = any(output.name == "LOGITS" for output in parsed.outputs)
-        return _Asked(await _pixels(state, model, parsed), logits=wants_logits, request=parsed)
+        sent = parsed.images if state.capture and isinstance(parsed.images, list) else ()
+        return _Asked(await _pixels(state, model, parsed), sent, logits=wants_logits, request=parsed)
 
     judged = await judge(request, model.engine, read, encodings=ENCODINGS)
     return reply(model, judged.question.request, judged.verdicts)

@@ -11,7 +11,7 @@ from model_store import images
 from model_store.score_specs import OFFLINE_ONLY
 from service import arrays
 from service.bodies import Lease, encoded_images
-from service.engine_protocol import Engine, Pixels, Verdict
+from service.engine_protocol import Engine, Verdict
 from service.errors import InvalidFieldError
 from service.judging import Judged, Question, judge
 from service.routes.direct import DirectRoute
@@ -57,22 +57,22 @@ async def _answer(request: Request, engine: Engine) -> Response:
 
     async def read(body: bytes, _: Lease) -> Question:
         content_type = request.headers.get("content-type", "")
-        return Question(await _pixels(state_of(request), engine, body, content_type), all_scores)
+        return await _question(state_of(request), engine, body, content_type, all_scores=all_scores)
 
     return _reply(request, engine, await judge(request, engine, read))
 
 
-async def _pixels(state: State, engine: Engine, body: bytes, content_type: str) -> Sequence[Pixels]:
+async def _question(state: State, engine: Engine, body: bytes, content_type: str, *, all_scores: bool) -> Question:
     """Make pixels of a body, which is known by its first bytes before its Content-Type."""
     spec, most = engine.bundle.manifest.preprocess, state.settings.max_images_per_request
     if images.looks_like_image(body):
-        return await state.decoder.decode([body], spec)
+        return Question(await state.decoder.decode([body], spec), [body], all_scores)
     if arrays.looks_like_array(body) or content_type.partition(";")[0].strip().lower() == arrays.MEDIA_TYPE:
-        return list(arrays.read_array(body, spec, max_images=most))
+        return Question(list(arrays.read_array(body, spec, max_images=most)), all_scores=all_scores)
     work = partial(encoded_images, body, content_type, max_images=most)
     encoded = await state.decoder.run_by_size(work, len(body))
     engine.require_room(len(encoded))
-    return await state.decoder.decode(encoded, spec)
+    return Question(await state.decoder.decode(encoded, spec), encoded if state.capture else (), all_scores)
 
 
 def _asks_for_all_scores(request: Request) -> bool:

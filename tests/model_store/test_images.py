@@ -937,3 +937,26 @@ def test_uploads_agree_with_libvips(tmp_path: Path) -> None:
         assert off.max() <= (130 if entry["format"] == "AVIF" else 1), entry["file"]
         compared += 1
     assert compared == 47
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "suffix", "encoding"),
+    [
+        ("JPEG", {}, ".jpg", "jpeg"),
+        ("PNG", {}, ".png", "lossless"),
+        ("WEBP", {"quality": 80}, ".webp", "webp"),
+        ("WEBP", {"lossless": True}, ".webp", "lossless"),
+        ("WEBP", {"quality": 80, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}, ".webp", "webp"),
+        ("WEBP", {"lossless": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}, ".webp", "lossless"),
+        ("AVIF", {}, ".avif", "avif"),
+        ("JPEG2000", {}, ".jp2", "jpeg2000"),
+        ("JPEG2000", {"no_jp2": True}, ".jp2", "jpeg2000"),
+        ("GIF", {}, ".gif", "lossless"),
+        ("BMP", {}, ".bmp", "lossless"),
+        ("TIFF", {}, ".tiff", "lossless"),
+    ],
+)
+def test_files_tell_their_suffix_and_lossy_codec(form: str, options: dict, suffix: str, encoding: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, form, **options)
+    assert (images.suffix(file.getvalue()), images.encoding(file.getvalue())) == (suffix, encoding)

@@ -1,0 +1,1 @@
+"""Dashboards as code: `python -m deploy.grafana.generate` writes them into dashboards/."""

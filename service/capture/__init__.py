@@ -1,0 +1,1 @@
+"""A bounded sample of the images that were judged, kept on disk as they came, with their verdicts."""
