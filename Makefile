@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help install serve test test-slow bench paper check format results clean
+.PHONY: help install serve image test test-slow bench paper check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)
 
 serve: $(INSTALLED)  ## Serve the shipped bundle; HOST and PORT choose the address
 	$(BIN)/ood-serve --host $(HOST) --port $(PORT)
+
+image:  ## Build the image, run it, print its size and start time: docs/deployment.md
+	deploy/build_image.sh
 
 test: $(INSTALLED)  ## Run all tests but the slow ones; TEST_IMAGES=DIR adds those on full image sets
 	$(PYTEST) -m "not slow"

@@ -1,0 +1,1 @@
+"""What runs beside the server: Prometheus, Alertmanager and Grafana, and a trial of it all on one machine."""
