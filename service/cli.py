@@ -71,7 +71,8 @@ def serve(settings: Settings) -> int:
     from service import logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
     from service.greeting import address, greeting
-    from service.server import Server, bind
+    from service.listener import bind
+    from service.server import Server
 
     logs.set_up(settings.log_level)
     listener = bind(settings.host, settings.port)
@@ -85,8 +86,8 @@ def serve(settings: Settings) -> int:
 
 def _serve_with_workers(settings: Settings) -> int:
     from service import logs
+    from service.listener import bind
     from service.processes.supervisor import supervise
-    from service.server import bind
 
     logs.set_up(settings.log_level, process="supervisor")
     with bind(settings.host, settings.port) as listener:

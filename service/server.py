@@ -13,7 +13,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.errors import StartError
+from service.listener import turn_away
 from service.protocol import Protocol
 from service.settings import Settings
 from service.state import State
@@ -22,29 +22,8 @@ KEEP_ALIVE_S = 75
 """Longer than load balancers keep idle connections (60 s), so that it is never the server who closes one in use."""
 HEAR_OUT_S = 1.0
 """How long, at the end, a connection that has asked nothing yet is waited for: its request may be on its way."""
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Claim an address without listening on it yet, so that nobody connects before the models are ready.
-
-    Raises:
-        StartError: it is taken, or not this machine's.
-    """
-    refusal = f"cannot listen on {host}:{port} ({{}}); choose another --host or --port"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as err:
-        raise StartError(refusal.format(err.strerror or err)) from err
-    claimed = socket.socket(family, kind, protocol)
-    try:
-        claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        claimed.bind(address)
-    except OSError as err:
-        claimed.close()
-        raise StartError(refusal.format(err.strerror or err)) from err
-    return claimed
+HANDSHAKE_S = 0.1
+"""How long who has begun to connect is waited for: a round trip."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -83,6 +62,9 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, hear out whoever has connected, answer, and close."""
         listeners = [listener.dup() for listener in sockets or []]
+        for listener in listeners:
+            turn_away(listener)
+        await asyncio.sleep(HANDSHAKE_S)
         for server in self.servers:
             server.close()
         for listener in listeners:

@@ -18,16 +18,21 @@ class DirectRoute(APIRoute):
     """A route whose endpoint takes the request and the parts of the path, as text, and returns a response."""
 
 
-class DirectRoutes(Router):
+class DirectRoutes:
     """Serves the direct routes of some routers, and leaves all else to the application behind it."""
 
     def __init__(self, app: ASGIApp, routers: Iterable[APIRouter]) -> None:
         found = [route for router in routers for route in router.routes if isinstance(route, DirectRoute)]
-        super().__init__(
+        self._app = app
+        self._router = Router(
             [Route(route.path, _Endpoint(route.endpoint), methods=route.methods) for route in found],
             redirect_slashes=False,
             default=app,
         )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find who answers; of its start and end the application itself is told."""
+        await (self._router if scope["type"] == "http" else self._app)(scope, receive, send)
 
 
 class _Endpoint:

@@ -16,7 +16,8 @@ import httpx
 
 from model_store.store import SHIPPED, BundleRef, Store
 from service.app import create_app
-from service.server import Server, bind
+from service.listener import bind
+from service.server import Server
 from service.settings import Settings
 from service.state import State
 

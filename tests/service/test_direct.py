@@ -1,12 +1,15 @@
 """Endpoints that are reached without FastAPI, and documented by it."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Message
 
 from service.app import ROUTERS
 from service.routes.direct import DirectRoute, DirectRoutes
@@ -54,6 +57,29 @@ def test_another_method_is_refused_as_elsewhere(app: FastAPI) -> None:
     with pytest.raises(HTTPException) as found:
         ask(app, "GET", "/direct/a")
     assert (found.value.status_code, found.value.headers) == (405, {"Allow": "POST"})
+
+
+def test_the_application_starts_and_ends(app: FastAPI) -> None:
+    seen = []
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        seen.append("start")
+        yield
+        seen.append("end")
+
+    made = FastAPI(lifespan=lifespan)
+    made.add_middleware(DirectRoutes, routers=(app.router,))
+    told = iter(({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}))
+
+    async def receive() -> Message:
+        return next(told)
+
+    async def send(_: Message) -> None:
+        pass
+
+    asyncio.run(made({"type": "lifespan", "app": made}, receive, send))
+    assert seen == ["start", "end"]
 
 
 def test_what_judges_images_is_direct() -> None:

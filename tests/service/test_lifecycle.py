@@ -19,7 +19,7 @@ from live import BUNDLE, SERVE, VERSION, Process, wait_until
 
 from model_store.bundle import read_manifest
 from service.errors import StartError
-from service.server import bind
+from service.listener import bind
 
 ROOT = Path(__file__).parents[2]
 Serve = Callable[..., AbstractContextManager[Process]]

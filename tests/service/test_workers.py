@@ -23,8 +23,8 @@ import pytest
 from live import BUNDLE, MODEL, SERVE, VERSION, Process, Running, samples, wait_until
 
 from service.errors import StartError
+from service.listener import bind
 from service.processes.supervisor import supervise
-from service.server import bind
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -406,7 +406,7 @@ def test_a_server_whose_models_do_not_load_again_gives_up(serve: Serve, tmp_path
         assert server.process.wait(180) == 1
         last = server.log.read_text().splitlines()[-1]
         assert last.startswith(
-            "ood-serve: the engine process did not start again, 4 times in a row: cifar10: no bundle"
+            f"ood-serve: the engine process did not start again, 4 times in a row: cifar10@{VERSION}: no bundle"
         )
         assert not any(map(alive, children))
 

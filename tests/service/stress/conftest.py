@@ -20,7 +20,7 @@ THREADS = "1"
 Serve = Callable[..., AbstractContextManager[Process]]
 
 
-@pytest.fixture(scope="session", params=[pytest.param((), id="one-process")])
+@pytest.fixture(scope="session", params=[(), ("--workers", "2")], ids=["one-process", "workers"])
 def server_flags(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """How the server is started; every test of this folder holds for each of them."""
     flags: tuple[str, ...] = request.param

@@ -38,6 +38,6 @@ def load_faulty(*args: Any, **kwargs: Any) -> Any:
     return bundle
 
 
-service.models.load_bundle = load_faulty  # when it is imported, so that processes of its own have it, too
 if __name__ == "__main__":
+    service.models.load_bundle = load_faulty
     main()

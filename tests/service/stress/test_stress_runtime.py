@@ -19,6 +19,12 @@ DEADLINE_S = 3.0
 STALL_S = 1.0
 
 
+@pytest.fixture
+def server_flags() -> tuple[str, ...]:
+    """One process, which ends with its engine; of several, the engine's is replaced (test_workers)."""
+    return ()
+
+
 def ask(server: Process, image: bytes) -> int:
     """Return the status of one request, 0 where nobody listens any more; never without an answer."""
     try:
@@ -54,15 +60,13 @@ def test_a_device_that_fails_leaves_nobody_waiting(
     alone: Alone,
     image_of: Callable[[int], bytes],
     ran: Callable[[str], None],
-    server_flags: tuple[str, ...],
     fault: str,
 ) -> None:
     with stressed(command=FAULTY, FAULT=fault) as server:
         seen, status = load(server, alone, image_of(255))
         assert status == 503
         assert set(seen) <= {0, 200, 503}
-        if not server_flags:  # the engine is the process
-            assert server.process.wait(30) == 1
+        assert server.process.wait(30) == 1
         assert any("the engine died" in line["message"] for line in server.lines())
     ran(f"device, {fault}: {seen.total()} requests ({dict(sorted(seen.items()))})")
 
@@ -72,7 +76,6 @@ def test_a_device_that_hangs_leaves_nobody_waiting_and_health_red(
     alone: Alone,
     image_of: Callable[[int], bytes],
     ran: Callable[[str], None],
-    server_flags: tuple[str, ...],
 ) -> None:
     with stressed(
         *("--deadline-s", str(DEADLINE_S), "--stall-s", str(STALL_S)), command=FAULTY, FAULT="hang"
@@ -80,10 +83,9 @@ def test_a_device_that_hangs_leaves_nobody_waiting_and_health_red(
         seen, status = load(server, alone, image_of(255))
         assert status in (503, 504)
         assert set(seen) <= {200, 503, 504}
-        if not server_flags:  # nothing replaces the engine
-            assert httpx.get(f"{server.url}/healthz").status_code == 503
-            assert httpx.get(f"{server.url}/readyz").status_code == 503
-            assert ask(server, alone.pngs[0]) in (503, 504)
+        assert httpx.get(f"{server.url}/healthz").status_code == 503
+        assert httpx.get(f"{server.url}/readyz").status_code == 503
+        assert ask(server, alone.pngs[0]) in (503, 504)
         server.process.terminate()
         assert server.process.wait(60) is not None
     ran(f"device, hang: {seen.total()} requests ({dict(sorted(seen.items()))})")
