@@ -14,7 +14,6 @@ from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 from model_store import __version__
 from service.processes.supervisor import GRACE_S
 from service.routes import health
-from service.server import HEAR_OUT_S
 from service.settings import PREFIX, Settings
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
@@ -130,8 +129,8 @@ def test_every_setting_exists_and_is_possible(built: Built, monkeypatch: pytest.
 
 def test_termination_is_longer_than_the_drain(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(built, monkeypatch)
-    drain_s = settings.drain_delay_s + HEAR_OUT_S + settings.drain_timeout_s + GRACE_S
-    assert pod(built)["spec"]["terminationGracePeriodSeconds"] > drain_s
+    longest_s = settings.drain_delay_s + settings.drain_timeout_s + 2 * GRACE_S  # workers, then the engine, are killed
+    assert pod(built)["spec"]["terminationGracePeriodSeconds"] > longest_s
     readiness = container(built)["readinessProbe"]
     assert settings.drain_delay_s >= 2 * readiness["periodSeconds"] * readiness["failureThreshold"]
 
