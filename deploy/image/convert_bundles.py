@@ -1,4 +1,4 @@
-"""Load every bundle that ships as the server will, and keep what that converts: convert_bundles.py CACHE_DIR cpu|cuda."""
+"""Load every bundle that ships as the server will; keep what that converts: convert_bundles.py CACHE_DIR cpu|cuda."""
 
 import sys
 from pathlib import Path
