@@ -1,7 +1,6 @@
 """ood-serve: a bundle, served over HTTP."""
 
 import argparse
-import gc
 import os
 import signal
 import sys
@@ -68,7 +67,7 @@ def serve(settings: Settings) -> int:
     """Load, listen, and serve until a signal or the death of an engine; return the exit status."""
     if settings.workers > 1:
         return _serve_with_workers(settings)
-    from service import logs  # the heavy imports wait until the settings are known to be good
+    from service import interpreter, logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
     from service.greeting import address, greeting
     from service.listener import bind
@@ -79,7 +78,7 @@ def serve(settings: Settings) -> int:
     app = create_app(settings)
     hello = greeting(app.state.service.models, address(listener), closed=bool(settings.api_keys))
     server = Server(app, settings, hello)
-    gc.freeze()  # what is loaded stays: to look through it for garbage, again and again, would hold up requests
+    interpreter.prepare()
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0
 
