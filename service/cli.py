@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -57,6 +58,8 @@ def _explain(fault: Mapping[str, object]) -> str:
 
 def main() -> None:
     """Serve until a signal; exit status 1 with a message if it can't start or an engine dies."""
+    # Until a server takes it: for the first process of a container no signal has a default, SIGTERM would be ignored.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         if sys.argv[1:2] == [REVIEW]:
             from service.capture.review import review

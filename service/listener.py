@@ -4,6 +4,7 @@ import ctypes
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 from service.errors import StartError
 
@@ -50,10 +51,11 @@ def turn_away(listener: socket.socket) -> None:
 
     Without this, who connects between the last accept and the close is reset. Their systems ask again after a second
     and are refused then, or reach another server that listens on the address. It holds for every process that shares
-    the socket. Only Linux can do it; elsewhere nothing happens.
+    the socket. Only Linux can do it, and some let only the privileged; elsewhere nothing happens.
     """
     if sys.platform != "linux":
         return
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _WITHOUT_NEWCOMERS))
     described = struct.pack("HP", len(_WITHOUT_NEWCOMERS), ctypes.addressof(program))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+    with suppress(PermissionError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)

@@ -12,12 +12,17 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     Its forward maps normalised float (N, 3, H, W) to a `NetworkOutput`.
 
     Raises:
-        ValueError: the family has no such network.
+        ValueError: the family has no such network, or needs a package that is not installed.
     """
     match spec:
         case WideResNetSpec():
             return WideResNet(spec.depth, spec.widen_factor, spec.dropout, spec.num_classes)
         case TorchvisionSpec():
-            from model_store.networks.torchvision_classifier import TorchvisionClassifier  # torchvision only if used
-
+            try:
+                from model_store.networks.torchvision_classifier import TorchvisionClassifier  # only if used
+            except ModuleNotFoundError as err:
+                raise ValueError(
+                    f"{spec.name} is a network of torchvision, and there is no {err.name} here; "
+                    "pip install 'energy-ood[torchvision]'"
+                ) from err
             return TorchvisionClassifier(spec.name, spec.num_classes)

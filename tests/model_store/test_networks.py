@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -106,3 +108,12 @@ def test_torchvision_network_is_cut_before_its_head() -> None:
 def test_unknown_torchvision_network_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         build_network(TorchvisionSpec(name=name, num_classes=7))
+
+
+def test_network_of_torchvision_says_what_to_install_where_torchvision_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.delitem(sys.modules, "model_store.networks.torchvision_classifier", raising=False)
+    with pytest.raises(ValueError, match=r"resnet18 .* no torchvision here; pip install 'energy-ood\[torchvision\]'"):
+        build_network(TorchvisionSpec(name="resnet18", num_classes=7))

@@ -98,6 +98,25 @@ def test_what_the_drain_has_no_time_for_gets_503(serve: Serve) -> None:
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.slow
+def test_sigterm_ends_a_server_that_still_loads_even_as_the_first_process(tmp_path: Path) -> None:
+    """As in a container: in a space of its own, where a signal without a handler is ignored."""
+    command = ["unshare", "--pid", "--fork", "--kill-child", SERVE, "--port", "0"]
+    with subprocess.Popen(command, env=os.environ | {"OOD_CACHE_DIR": str(tmp_path)}) as unshare:
+        children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
+        wait_until(lambda: bool(children.read_text()))
+        status = Path(f"/proc/{children.read_text().split()[0]}/status")
+        wait_until(lambda: _catches(status, signal.SIGTERM))
+        os.kill(int(status.parent.name), signal.SIGTERM)
+        assert unshare.wait(20) == 128 + signal.SIGTERM
+
+
+def _catches(status: Path, number: int) -> bool:
+    caught = re.search(r"^SigCgt:\t(\w+)$", status.read_text(), re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
 def test_sigint_does_not_wait_for_load_balancers(serve: Serve) -> None:
     with serve("--drain-delay-s", "1000") as server:
         server.process.send_signal(signal.SIGINT)

@@ -9,6 +9,8 @@ import pytest
 
 from service.listener import bind, turn_away
 
+SO_LOCK_FILTER = 44
+
 
 def begin_to_connect(address: tuple[str, int]) -> socket.socket:
     newcomer = socket.socket()
@@ -49,3 +51,12 @@ def test_who_was_turned_away_is_refused_once_it_is_closed() -> None:
         _, ended, _ = select.select([], [newcomer], [], 10)  # its system asks again after a second
         assert ended
         assert newcomer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+def test_where_the_kernel_forbids_filters_newcomers_connect_still() -> None:
+    """As in a container whose user has no rights; here since the socket's filter is locked."""
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        listener.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
+        turn_away(listener)
+        socket.create_connection(listener.getsockname(), timeout=5).close()
