@@ -4,6 +4,7 @@ const WATCH_EVERY_MS = 3000;
 const WATCH_SOON_MS = 300;
 const ASKED_AT_ONCE = 4;
 const SENTENCES_KEPT = 10;
+const TALL = { height: 220, top: 26, bottom: 24 };
 
 const $ = (id) => document.getElementById(id);
 let key = ""; // gone with the page
@@ -13,6 +14,7 @@ let model = null; // as GET /models/{model} has it
 
 const label = ({ name, version }) => `${name}@${version}`;
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const sure = (confidence) => (confidence < 0.9995 ? `${percent(confidence)} sure` : "over 99.9 % sure");
 const whole = (count) => count.toLocaleString("en");
 const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
 const spoken = (score) => score.replaceAll("_", " ");
@@ -88,9 +90,17 @@ function pValueBuckets({ edges, counts }) {
   return bucketsOf(ends, merged.slice(0, -1));
 }
 
+/** Where something is, with room below it, since outliers score lower. */
+function spanOf(buckets, isUsed) {
+  const used = buckets.map(isUsed);
+  const [first, last] = [used.indexOf(true), used.lastIndexOf(true)];
+  const room = Math.ceil((last - first + 1) / 4);
+  return { from: buckets[Math.max(first - room, 0)].from, to: buckets[last].to };
+}
+
 class Chart {
-  constructor(svg, buckets, { height, top, bottom, peak }) {
-    Object.assign(this, { svg, top, base: height - bottom, peak, from: buckets[0].from, to: buckets.at(-1).to });
+  constructor(svg, { from, to }, { height, top, bottom, peak }) {
+    Object.assign(this, { svg, from, to, top, base: height - bottom, peak });
     svg.replaceChildren();
     svg.setAttribute("height", height);
   }
@@ -140,6 +150,15 @@ class Chart {
     }
   }
 
+  /** Number the axis at multiples of a round step of these edges. */
+  ticks(edges) {
+    const step = widest(edges);
+    const every = [1, 2, 5, 10, 20].find((times) => (this.to - this.from) / (times * step) <= 8) * step;
+    const isMultiple = (edge) => Math.abs(edge / every - Math.round(edge / every)) < 1e-6;
+    const shown = edges.filter((edge) => edge >= this.from && edge <= this.to && isMultiple(edge));
+    for (const edge of shown) this.text("tick", edge, this.base + 18, number(edge));
+  }
+
   threshold(value) {
     this.line("threshold", this.x(value), this.top - 6, this.x(value), this.base);
   }
@@ -150,7 +169,8 @@ const peakOf = (...histograms) => Math.max(...histograms.flat().map(({ density }
 /** Where one image lies among the calibration images. */
 function drawVerdict(svg, value, score, calibration) {
   const buckets = scoreBuckets(calibration);
-  const chart = new Chart(svg, buckets, { height: 96, top: 26, bottom: 20, peak: peakOf(buckets) });
+  const span = spanOf(buckets, ({ from, to, density }) => density > 0 || (from < value && value <= to));
+  const chart = new Chart(svg, span, { height: 96, top: 26, bottom: 20, peak: peakOf(buckets) });
   const { threshold } = calibration;
   chart.bars(buckets, threshold);
   chart.threshold(threshold);
@@ -233,10 +253,10 @@ async function judge(card, file) {
 function answer(card, prediction, by) {
   const calibration = by.calibrations[by.verdict];
   const value = prediction.scores?.[by.verdict].value ?? prediction.negative_energy;
-  const sure = `${percent(prediction.confidence)} sure`;
+  const certainty = sure(prediction.confidence);
   const [headline, aside] = prediction.is_ood
-    ? ["Out of distribution", `It would have said ${prediction.class_name}, ${sure}.`]
-    : [prediction.class_name, sure];
+    ? ["Out of distribution", `It would have said ${prediction.class_name}, ${certainty}.`]
+    : [prediction.class_name, certainty];
   const small = document.createElement("small");
   small.textContent = aside;
   card.className = prediction.is_ood ? "ood" : "known";
@@ -310,13 +330,13 @@ function show(seen) {
   const share = last.ood_share;
   say($("ood-share"), share ? percent(share.estimate) : "–");
   const unknown = none ? "no images yet" : "the model states no detection rate";
-  say($("ood-share-words"), share ? `95 % interval: ${percent(share.lower)} to ${percent(share.upper)}` : unknown);
+  say($("ood-share-words"), share ? `estimated; 95 % interval: ${percent(share.lower)} to ${percent(share.upper)}` : unknown);
   say($("alarm"), cusum.shifted ? "Shifted" : "Quiet");
   $("alarm").classList.toggle("ood", cusum.shifted);
   const times = `${whole(cusum.shifts)} time${cusum.shifts === 1 ? "" : "s"}`;
   say(
     $("alarm-words"),
-    `evidence of a shift: ${percent(cusum.statistic / cusum.limit)} of what rings it; rang ${times} so far`,
+    `evidence of a shift at ${percent(cusum.statistic / cusum.limit)} of what rings it; rang ${times} so far`,
   );
   say($("throughput"), `${seen.images_per_s.toLocaleString("en", { maximumSignificantDigits: 2 })} /s`);
   say($("throughput-words"), `images over the last minute; ${whole(seen.images)} in all`);
@@ -326,33 +346,36 @@ function show(seen) {
 }
 
 function drawTraffic(seen) {
+  drawEnergies(seen);
+  drawPValues(seen);
+}
+
+function drawEnergies(seen) {
   const calibration = model.calibrations.negative_energy;
   const judges = model.verdict === "negative_energy"; // another score's flags don't follow from energies
   const [before, energies] = [scoreBuckets(calibration), scoreBuckets(seen.negative_energy)];
-  const peak = peakOf(before, energies);
-  const chart = new Chart($("energies"), before, { height: 220, top: 26, bottom: 24, peak });
+  const span = spanOf(before, ({ density }, at) => density > 0 || energies[at].density > 0);
+  const chart = new Chart($("energies"), span, { ...TALL, peak: peakOf(before, energies) });
   chart.bars(energies, judges ? calibration.threshold : -Infinity);
   chart.outline(before);
-  const step = widest(calibration.edges);
-  const ticks = calibration.edges.filter((edge) => Math.abs(edge / (5 * step) - Math.round(edge / (5 * step))) < 1e-6);
-  for (const tick of ticks) chart.text("", tick, chart.base + 18, number(tick));
+  chart.ticks(calibration.edges);
   if (judges) {
     chart.threshold(calibration.threshold);
     chart.text("side", calibration.threshold, 14, `flagged up to ${number(calibration.threshold)}`);
   }
   say($("calibration-words"), `the ${whole(calibration.n)} images that it was calibrated on`);
   describe($("energies"), "Negative energies", seen);
+}
 
+function drawPValues(seen) {
   const even = pValueBuckets(seen.p_value);
   const rate = falseFlags(model.calibrations[model.verdict]);
-  const uniform = 1 / (even.at(-1).to - even[0].from);
-  const flat = even.map((bucket) => ({ ...bucket, density: uniform }));
-  const values = new Chart($("p-values"), even, { height: 220, top: 26, bottom: 24, peak: peakOf(even, flat, [{ density: 2 }]) });
-  values.bars(even, rate);
-  values.line("outline", 0, values.y(uniform), 100, values.y(uniform));
-  for (const tick of [0, 0.25, 0.5, 0.75, 1]) values.text("", tick, values.base + 18, `${tick}`);
-  values.threshold(rate);
-  values.add("text", { class: "side", x: `${values.x(rate)}%`, dx: 6, y: 14 }, `flagged up to ${rate.toFixed(3)}`);
+  const chart = new Chart($("p-values"), { from: 0, to: 1 }, { ...TALL, peak: Math.max(2, peakOf(even)) });
+  chart.bars(even, rate);
+  chart.line("outline", 0, chart.y(1), 100, chart.y(1)); // the density of what is uniform in (0, 1]
+  chart.ticks([0, 0.2, 0.4, 0.6, 0.8, 1]);
+  chart.threshold(rate);
+  chart.add("text", { class: "side", x: `${chart.x(rate)}%`, dx: 6, y: 14 }, `flagged up to ${rate.toFixed(3)}`);
   describe($("p-values"), "p-values", seen);
 }
 

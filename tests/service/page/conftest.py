@@ -43,7 +43,7 @@ def show(browser: Browser) -> Iterator[Callable[..., Shown]]:
 
     yield make
     for one in shown:
-        one.page.context.close()
+        one.close()
         assert one.faults == []
 
 

@@ -40,6 +40,10 @@ class Shown:
         expect(self.page.locator("#live")).to_be_visible()
         return self.page
 
+    def close(self) -> None:
+        """Leave it, before its server is gone."""
+        self.page.context.close()
+
     def cards(self, count: int) -> list[Locator]:
         """Wait for so many verdicts or refusals, newest first."""
         expect(self.page.locator("#verdicts > li:is(.known, .ood, .refused)")).to_have_count(count)

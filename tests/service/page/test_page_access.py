@@ -1,6 +1,7 @@
 """The page in headless Chromium for everybody: by keyboard, on a phone, in the dark, with a key, of several models."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -91,8 +92,7 @@ def test_the_policy_holds_in_the_browser(show: Show, newest: Running) -> None:
 def test_a_closed_server_asks_for_its_key_and_the_page_forgets_it(
     show: Show, settings: Callable[..., Settings], frog: Path
 ) -> None:
-    with running(settings(api_keys=(SecretStr("sesame"),))) as server:
-        shown = show(server)
+    with running(settings(api_keys=(SecretStr("sesame"),))) as server, closing(show(server)) as shown:
         page = shown.page
         page.goto(shown.url)
         expect(page.get_by_label("This server asks for a key")).to_be_focused()
@@ -120,8 +120,10 @@ def test_a_model_is_chosen_among_several(
 ) -> None:
     """strict@2 flags half of all; broken@1 could not be loaded."""
     ship = image_sets / "cifar10" / "test" / "ship" / "08102.png"
-    with running(settings(store=bundles, models=("cifar10", "strict", "broken"))) as server:
-        shown = show(server)
+    with (
+        running(settings(store=bundles, models=("cifar10", "strict", "broken"))) as server,
+        closing(show(server)) as shown,
+    ):
         page = shown.open()
         page.set_input_files("#files", ship)
         (card,) = shown.cards(1)
@@ -141,8 +143,7 @@ def test_a_model_is_chosen_among_several(
 def test_another_score_than_energy_may_judge(
     show: Show, settings: Callable[..., Settings], scored_bundles: Path, frog: Path
 ) -> None:
-    with running(settings(store=scored_bundles, models=("by-knn",))) as server:
-        shown = show(server)
+    with running(settings(store=scored_bundles, models=("by-knn",))) as server, closing(show(server)) as shown:
         shown.open().set_input_files("#files", frog)
         (card,) = shown.cards(1)
         reply = httpx.post(f"{server.url}/predict?scores=all", content=frog.read_bytes()).json()
