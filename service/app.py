@@ -49,10 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         StartError: none of the bundles could be loaded, or the state can't be kept.
     """
-    from service.models import (
-        load_models,
-        watched,
-    )  # HTTP workers, which load nothing, do without the network libraries
+    # HTTP workers, which load nothing, do without the network libraries.
+    from service.models import load_models, watched
 
     metrics = Metrics(route_templates(), settings.watch_options)
     state = State(
@@ -103,6 +101,8 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
         app.include_router(router)
     app.add_middleware(DirectRoutes, routers=ROUTERS)
     app.add_middleware(RequestScope, state=lambda: state)
+    if tracing:
+        app.add_middleware(TracedRequests, tracing=tracing, templates=route_templates())
     app.add_middleware(open_inference.WithoutSlash)
     if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
         app.add_middleware(
@@ -112,8 +112,6 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
             allow_headers=["Authorization", "Content-Type", DEADLINE_HEADER, "X-Request-Id", JSON_LENGTH_HEADER],
             expose_headers=["X-Request-Id", "Retry-After", JSON_LENGTH_HEADER],
         )
-    if tracing:
-        app.add_middleware(TracedRequests, tracing=tracing, templates=route_templates())
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -1,21 +1,28 @@
 """What is watched survives a restart, and nothing that lies in its folder stops a start."""
 
+import asyncio
+import hashlib
 import json
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
 import pytest
-from live import Process, Running, running, wait_until
+from live import BUNDLE, Process, Running, running, wait_until
 
+from model_store.bundle import read_manifest
 from service.app import create_app
 from service.errors import StartError
 from service.settings import Settings
 from service.watching import state
+from service.watching.expectations import WatchOptions
+from service.watching.state import Watched, kept
+from service.watching.watch import Watch
 
 
 def watched(url: str) -> dict[str, Any]:
@@ -24,8 +31,9 @@ def watched(url: str) -> dict[str, Any]:
 
 
 def post(server: Running | Process, images: list[bytes]) -> None:
-    for image in images:
-        httpx.post(f"{server.url}/predict", content=image).raise_for_status()
+    with httpx.Client() as client:
+        for image in images:
+            client.post(f"{server.url}/predict", content=image).raise_for_status()
 
 
 def test_window_and_alarm_survive_a_restart(
@@ -44,18 +52,22 @@ def test_window_and_alarm_survive_a_restart(
         assert (after["images"], after["flagged"], after["cusum"]["shifts"]) == (0, 0, 0)
         post(server, pngs[20:22])
         assert watched(server.url)["window"]["images"] == 28
-    with running(settings(state_dir=ours.state_dir, watch_window_images=100)) as server:
-        assert watched(server.url)["window"]["images"] == 28
     (kept,) = ours.state_dir.iterdir()
     assert kept.name.startswith("cifar10@1-")
 
 
-@pytest.fixture
-def folder(settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes]) -> Path:
-    """One with the state of cifar10@1 after three images."""
-    with running(settings(state_dir=tmp_path)) as server:
-        post(server, pngs[:3])
-    return tmp_path
+def fresh() -> Watched:
+    return Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions()))
+
+
+def keep(folder: Path, watched: Watched, p_values: Sequence[float] = ()) -> None:
+    """Start, judge images of these p-values, and end."""
+
+    async def live() -> None:
+        async with kept(folder, [watched]):
+            watched.watch.judged(p_values)
+
+    asyncio.run(live())
 
 
 @pytest.mark.parametrize(
@@ -71,23 +83,61 @@ def folder(settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes])
     ],
 )
 def test_what_is_corrupt_or_foreign_is_set_aside(
-    settings: Callable[..., Settings],
-    folder: Path,
-    caplog: pytest.LogCaptureFixture,
-    change: Callable[[dict[str, Any]], str],
-    reason: str,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Any]], str], reason: str
 ) -> None:
-    (file,) = folder.iterdir()
+    keep(tmp_path, fresh(), [0.3, 0.01])
+    (file,) = tmp_path.iterdir()
     changed = change(json.loads(file.read_text()))
     file.write_text(changed)
-    with caplog.at_level(logging.WARNING), running(settings(state_dir=folder)) as server:
-        assert watched(server.url)["window"]["images"] == 0
-    (record,) = [record for record in caplog.records if record.name == state.__name__]
+    with caplog.at_level(logging.WARNING):
+        again = fresh()
+        keep(tmp_path, again)
+    assert not again.watch.p_values
+    (record,) = caplog.records
     assert record.message == "state set aside"
     assert reason in record.reason  # type: ignore[attr-defined]
     assert record.exc_info is None
-    assert [path.read_text() for path in folder.glob("*.set-aside")] == [changed]
+    assert [path.read_text() for path in tmp_path.iterdir()] == [changed]
     assert not file.exists()
+
+
+def test_a_server_starts_beside_a_corrupt_state(settings: Callable[..., Settings], tmp_path: Path) -> None:
+    sha256 = hashlib.sha256((BUNDLE / "manifest.json").read_bytes()).hexdigest()
+    file = tmp_path / f"cifar10@{BUNDLE.name}-{sha256[:16]}.json"
+    file.write_bytes(b"\x00junk")
+    with running(settings(models=(f"cifar10@{BUNDLE.name}",), state_dir=tmp_path)) as server:
+        assert watched(server.url)["window"]["images"] == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".set-aside"]
+
+
+def test_what_comes_while_it_is_saved_is_saved_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, writing, ended = state._save, Event(), Event()
+
+    def slow(*arguments: Any) -> None:
+        writing.set()
+        assert ended.wait(30)
+        save(*arguments)
+
+    monkeypatch.setattr(state, "SAVE_S", 0.001)
+    monkeypatch.setattr(state, "_save", slow)
+
+    async def live() -> None:
+        async with kept(tmp_path, [model := fresh()]):
+            model.watch.judged([0.5])
+            await asyncio.to_thread(writing.wait, 30)
+            model.watch.judged([0.25])
+            ended.set()
+
+    asyncio.run(live())
+    assert saved(tmp_path) == 2
+
+
+def test_a_smaller_window_takes_the_last_images(tmp_path: Path) -> None:
+    p_values = [at / 200 for at in range(1, 201)]
+    keep(tmp_path, fresh(), p_values)
+    smaller = Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions(window_images=100)))
+    keep(tmp_path, smaller)
+    assert list(smaller.watch.p_values) == p_values[100:]
 
 
 def test_it_is_saved_while_the_server_runs(
@@ -147,7 +197,7 @@ def test_several_processes_keep_it_too_and_agree_with_one(
             post(several, [png])
             expected, found = watched(one.url), watched(several.url)
             del expected["images_per_s"], found["images_per_s"]
-            assert found == expected
+            assert found == expected  # in the order of the requests, each of which is told alone
         several.process.send_signal(signal.SIGTERM)
         assert several.process.wait(30) == 0
     with serve(*flags) as again:

@@ -106,29 +106,30 @@ def test_before_the_first_image_nothing_is_known(fresh: Running) -> None:
     assert exposed['ood_p_value_uniform{le="0.05"}'] == 0.05
 
 
-def test_a_model_that_is_not_served_is_404(fresh: Running) -> None:
-    reply = httpx.get(f"{fresh.url}/models/other/watch")
+def test_a_model_that_is_not_served_is_404(server: Running) -> None:
+    reply = httpx.get(f"{server.url}/models/other/watch")
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "unknown_model")
 
 
 def test_a_rise_is_told_and_its_end(fresh: Running, pngs: list[bytes], image_of: Callable[[int], bytes]) -> None:
     """Flagged images until the alarm, then others until it is over; and once more."""
-    normal = next(png for png in pngs if not is_flagged(fresh, png))
-    odd = next(image_of(level) for level in range(0, 255, 20) if is_flagged(fresh, image_of(level)))
-    shifted = []
-    for image in [normal] * 60 + [odd] * 6 + [normal] * 60 + [odd] * 6:  # 100 images between alarms: five flags
-        httpx.post(f"{fresh.url}/predict", content=image)
-        shifted.append(watched(fresh, "cifar10")["cusum"]["shifted"])
+    with httpx.Client(base_url=fresh.url) as client:
+
+        def is_flagged(image: bytes) -> bool:
+            flag: bool = client.post("/predict", content=image).json()["predictions"][0]["is_ood"]
+            return flag
+
+        normal = next(png for png in pngs if not is_flagged(png))
+        odd = next(image_of(level) for level in range(0, 255, 20) if is_flagged(image_of(level)))
+        shifted = []
+        for image in [normal] * 60 + [odd] * 6 + [normal] * 60 + [odd] * 6:  # 100 images between alarms: five flags
+            client.post("/predict", content=image)
+            shifted.append(client.get("/models/cifar10/watch").json()["cusum"]["shifted"])
     changes = [(at, after) for at, (before, after) in enumerate(pairwise(shifted), 1) if before != after]
     (rise, up), (fall, down), (again, up_again) = changes
     assert (up, down, up_again) == (True, False, True)
     assert 60 <= rise < 66 <= fall < 126 <= again
     assert samples(fresh.url)['ood_shifts_total{model="cifar10",version="1"}'] == 2
-
-
-def is_flagged(server: Running, image: bytes) -> bool:
-    flag: bool = httpx.post(f"{server.url}/predict", content=image).json()["predictions"][0]["is_ood"]
-    return flag
 
 
 def test_what_is_expected_of_a_bundle_follows_from_its_manifest() -> None:
