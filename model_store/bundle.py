@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,14 @@ class Bundle:
     sha256: str
     folder: Path
     predictor: Predictor
+
+    @cached_property
+    def calibration_counts(self) -> dict[ScoreName, tuple[int, ...]]:
+        """Calibration images in each bucket of each score's `histogram_edges`, and above the last edge."""
+        return {
+            name: calibration.histogram_counts(self.predictor.scores[name].calibration_scores, spec.histogram_edges)
+            for name, spec in self.manifest.calibrations.items()
+        }
 
 
 def write_bundle(folder: Path, draft: BundleDraft) -> Manifest:

@@ -11,6 +11,7 @@ as the calibration images came.
 """
 
 import math
+from collections.abc import Sequence
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from fractions import Fraction
 from numbers import Integral
@@ -213,6 +214,21 @@ def histogram_edges(sorted_scores: NDArray[np.float32], tau: np.float32 | float)
     step = _round_step((high - bottom) / _MOST_STEPS)
     ticks = range(math.floor(bottom / step), math.ceil(high / step) + 1)
     return tuple(sorted({float(tick * step) for tick in ticks} | {float(_float32_tau(tau))}))
+
+
+def histogram_counts(sorted_scores: NDArray[np.float32], edges: Sequence[float]) -> tuple[int, ...]:
+    """Return how many scores lie in each bucket, closed above; the last count is of those above every edge.
+
+    Args:
+        sorted_scores: float32 (n,), ascending, finite.
+        edges: finite, strictly increasing.
+
+    Raises:
+        CalibrationError: the scores are not sorted or not finite.
+    """
+    _check_sorted(sorted_scores)
+    up_to = np.searchsorted(sorted_scores, np.asarray(edges, np.float64), side="right")
+    return tuple(np.diff(up_to, prepend=0, append=sorted_scores.size).tolist())
 
 
 def _terms_within(n: int, alpha: Decimal, limit: Decimal) -> int:

@@ -30,14 +30,14 @@ from service.middleware import RequestScope, error_reply
 from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
 from service.open_inference.reply import JSON_LENGTH_HEADER
-from service.routes import health, models, open_inference, predict, watch
+from service.routes import health, models, open_inference, page, predict, watch
 from service.routes.direct import DirectRoutes
 from service.settings import Settings
 from service.state import State
 from service.tracing import TracedRequests, Tracing, is_wanted
 from service.watching.state import kept
 
-ROUTERS = (predict.router, open_inference.router, models.router, watch.router, health.router)
+ROUTERS = (predict.router, open_inference.router, models.router, watch.router, health.router, page.router)
 DESCRIPTION = (
     "Image classifiers that know when they don't know: every prediction comes with its negative energy, a p-value and "
     "an out-of-distribution flag whose rate of false alarms is a stated number."

@@ -52,6 +52,10 @@ class Described(Protocol):
     def folder(self) -> Path:
         """Where it lies."""
 
+    @property
+    def calibration_counts(self) -> Mapping[ScoreName, tuple[int, ...]]:
+        """Calibration images in each bucket of each score's `histogram_edges`, and above the last edge."""
+
 
 @dataclass(frozen=True)
 class BundleFacts:
@@ -60,6 +64,7 @@ class BundleFacts:
     manifest: Manifest
     sha256: str
     folder: Path
+    calibration_counts: Mapping[ScoreName, tuple[int, ...]]
 
 
 class Engine(Protocol):

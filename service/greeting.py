@@ -22,7 +22,11 @@ def greeting(models: Models, url: str, *, closed: bool, workers: int = 1) -> str
     first = models.engines[0].bundle
     image = first.folder / first.manifest.golden[0].file
     key = "-H 'Authorization: Bearer KEY' " if closed else ""
-    lines += ["try it:", f"  curl {key}--data-binary @{shlex.quote(str(image))} {url}/predict", f"pages: {url}/docs"]
+    lines += [
+        "try it:",
+        f"  curl {key}--data-binary @{shlex.quote(str(image))} {url}/predict",
+        f"pages: {url}/ and {url}/docs",
+    ]
     return "\n".join(lines)
 
 

@@ -158,8 +158,9 @@ def _is_public(request: Request, settings: Settings) -> bool:
         return settings.public_metrics
     if path in ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
         return settings.public_health
-    # The pages that document the interface hold no image of a bundle then; a browser can't send a token for them.
-    return path in ("/docs", "/openapi.json") or path.startswith("/static-offline-docs/")
+    # A browser can't send a token for pages. Those that document the interface hold no image of a bundle then; the one
+    # that judges images asks for the token itself.
+    return path in ("/", "/docs", "/openapi.json") or path.startswith(("/web/", "/static-offline-docs/"))
 
 
 def _request_id(request: Request) -> str:

@@ -115,6 +115,28 @@ class ServedModel(Reply):
     method: str | None = None
 
 
+class CalibratedScore(Reply):
+    """One score's calibration and where its images lay.
+
+    Flagged means value <= threshold, which is the same as p-value <= k / (n + 1). A bucket is closed above; the last
+    count is of what is above every edge. The threshold is an edge.
+    """
+
+    method: str
+    alpha: float
+    n: int = Field(description="Calibration images.")
+    k: int
+    threshold: float
+    edges: list[float]
+    counts: list[int]
+
+
+class ModelReply(ServedModel):
+    """A model that is loaded, and the calibration of each of its scores."""
+
+    calibrations: dict[ScoreName, CalibratedScore]
+
+
 class ModelsReply(Reply):
     """All bundles of the server, the default one first."""
 

@@ -241,5 +241,6 @@ def _welcomed(entry: Engine | FailedModel) -> WelcomedModel:
         manifest=bundle.manifest,
         sha256=bundle.sha256,
         folder=bundle.folder.absolute(),
+        calibration_counts=dict(bundle.calibration_counts),
         runtime=entry.runtime_name,
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from model_store.manifest import Manifest
 from model_store.score_specs import ScoreName
@@ -91,6 +91,7 @@ class WelcomedModel(BaseModel):
     manifest: Manifest | None = None
     sha256: str = ""
     folder: Path = Path()
+    calibration_counts: dict[ScoreName, tuple[int, ...]] = Field(default_factory=dict)
     runtime: str = ""
 
 

@@ -115,5 +115,5 @@ def _entry(
 ) -> RemoteEngine | FailedModel:
     if model.manifest is None:
         return FailedModel(BundleRef.parse(model.ref), model.reason or "")
-    facts = BundleFacts(model.manifest, model.sha256, model.folder)
+    facts = BundleFacts(model.manifest, model.sha256, model.folder, model.calibration_counts)
     return RemoteEngine(link, place, facts, model.runtime, tally.model(model.manifest), settings)

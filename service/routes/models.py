@@ -3,15 +3,17 @@
 import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import SecretStr
 
 import model_store
 from model_store.images import DECODER
-from service.engine_protocol import Engine
+from model_store.score_specs import ScoreName
+from service.engine_protocol import Described, Engine
 from service.routes.documentation import error_responses
-from service.schemas import InfoReply, ModelsReply, ServedModel
+from service.schemas import CalibratedScore, InfoReply, ModelReply, ModelsReply, ServedModel
 from service.served_models import FailedModel, Models
 from service.settings import Settings
 from service.state import state_of
@@ -23,6 +25,18 @@ router = APIRouter(tags=["models"])
 async def models(request: Request) -> ModelsReply:
     """List what is served, the default model first, and what failed to load."""
     return ModelsReply(models=_served(state_of(request).models))
+
+
+@router.get("/models/{model}", responses=error_responses(401, 404, 503), summary="Describe a model")
+async def model(
+    request: Request,
+    model: Annotated[str, Path(description="`name`, its newest version that is loaded, or `name@version`.")],
+) -> ModelReply:
+    """Show one model, with the calibration of each score: its threshold and the histogram of its images."""
+    served = state_of(request).models
+    engine = served.find(model)
+    described = _describe(engine, default=engine is served.entries[0])
+    return ModelReply(**dict(described), calibrations=_calibrations(engine.bundle))
 
 
 @router.get("/info", responses=error_responses(401), summary="Show what runs")
@@ -59,6 +73,21 @@ def _installed() -> dict[str, str]:
 
 def _served(models: Models) -> list[ServedModel]:
     return [_describe(entry, default=at == 0) for at, entry in enumerate(models.entries)]
+
+
+def _calibrations(bundle: Described) -> dict[ScoreName, CalibratedScore]:
+    return {
+        name: CalibratedScore(
+            method=spec.method,
+            alpha=spec.alpha,
+            n=spec.n,
+            k=spec.k,
+            threshold=spec.threshold,
+            edges=list(spec.histogram_edges),
+            counts=list(bundle.calibration_counts[name]),
+        )
+        for name, spec in bundle.manifest.calibrations.items()
+    }
 
 
 def _describe(entry: Engine | FailedModel, *, default: bool) -> ServedModel:

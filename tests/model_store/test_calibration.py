@@ -12,6 +12,7 @@ from model_store.calibration import (
     choose_k,
     conformal_k,
     empirical_k,
+    histogram_counts,
     histogram_edges,
     is_ood,
     p_values,
@@ -246,9 +247,26 @@ def test_unsorted_or_unfit_calibration_scores_are_refused_everywhere(scores: np.
         lambda: threshold(scores, 1),
         lambda: p_values(float32(1), scores),
         lambda: histogram_edges(scores, np.float32(0)),
+        lambda: histogram_counts(scores, (0.0, 1.0)),
     ):
         with pytest.raises(CalibrationError, match="calibration scores are"):
             use()
+
+
+def test_counts_of_a_histogram_by_hand() -> None:
+    """Buckets are closed above; what is above every edge is counted last."""
+    scores = float32(-1, 1, 2, 2, 2.5, 5, 9)
+    assert histogram_counts(scores, (0.0, 2.0, 3.0, 4.0, 5.0)) == (1, 3, 1, 0, 1, 1)
+    assert histogram_counts(scores, (-2.0, 10.0)) == (0, 7, 0)
+
+
+def test_counts_up_to_the_threshold_are_the_flagged_ones() -> None:
+    scores = sorted_scores(np.random.default_rng(0).normal(size=500).astype(np.float32))
+    tau = threshold(scores, 25)
+    edges = histogram_edges(scores, tau)
+    counts = histogram_counts(scores, edges)
+    assert sum(counts[: edges.index(float(tau)) + 1]) == int((scores <= tau).sum()) == 24
+    assert sum(counts) == 500
 
 
 # verdicts

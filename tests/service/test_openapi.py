@@ -17,7 +17,7 @@ def schema(server: Running) -> dict[str, Any]:
 
 def test_every_path_is_there(schema: dict[str, Any]) -> None:
     paths = {"/predict", "/models/{model}/predict", "/models", "/info", "/healthz", "/readyz", "/metrics"}
-    paths |= {"/models/{model}/watch"}
+    paths |= {"/models/{model}", "/models/{model}/watch"}
     protocol = {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"} | {
         f"/v2/models/{{model}}{version}{part}"
         for version in ("", "/versions/{version}")

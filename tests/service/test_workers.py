@@ -193,7 +193,13 @@ def test_two_workers_answer_as_one_process_does(serve: Serve, server: Running, p
             assert [answer.json()["error"]["message"] for answer in answers] == [
                 answers[0].json()["error"]["message"]
             ] * 2
-        for path in ("/models", f"/v2/models/cifar10/versions/{VERSION}", "/v2/models/cifar10/config", "/openapi.json"):
+        for path in (
+            "/models",
+            "/models/cifar10",
+            f"/v2/models/cifar10/versions/{VERSION}",
+            "/v2/models/cifar10/config",
+            "/openapi.json",
+        ):
             assert httpx.get(f"{two.url}{path}").json() == httpx.get(f"{server.url}{path}").json()
         assert httpx.get(f"{two.url}/info").json()["settings"]["workers"] == 2
         used = {line["process"] for line in logged(two, "request")}

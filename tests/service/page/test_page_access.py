@@ -1,0 +1,156 @@
+"""The page in headless Chromium for everybody: by keyboard, on a phone, in the dark, with a key, of several models."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from live import BUNDLE, Running, running
+from playwright.sync_api import expect
+from pydantic import SecretStr
+from safetensors.numpy import load_file
+from shown import Shown
+
+from service.settings import Settings
+
+pytestmark = pytest.mark.slow
+Show = Callable[..., Shown]
+
+
+def test_all_of_it_works_by_keyboard(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.keyboard.press("Tab")
+    expect(page.locator("#files")).to_be_focused()
+    assert page.locator("#drop").evaluate("element => getComputedStyle(element).outlineStyle") == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(frog)
+    shown.cards(1)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="frog")).to_be_focused()
+    page.keyboard.press("Space")
+    shown.cards(2)
+    for _ in range(8):
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Clear")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#verdicts > li")).to_have_count(0)
+    expect(page.locator("#files")).to_be_focused()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(show: Show, newest: Running, frog: Path, tmp_path: Path, scheme: str) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    shown = show(newest, color_scheme=scheme, reduced_motion="reduce")
+    page = shown.open()
+    page.set_input_files("#files", [frog, broken])
+    page.get_by_role("button", name="coffee").click()
+    shown.cards(3)
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+    brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(brightness) < 300) == (scheme == "dark")
+
+
+def test_a_phone_scrolls_in_one_direction(show: Show, newest: Running, tmp_path: Path, frog: Path) -> None:
+    long_name = tmp_path / f"{'a-very-long-name-' * 8}.png"
+    long_name.write_bytes(frog.read_bytes())
+    shown = show(newest, viewport={"width": 360, "height": 640}, has_touch=True)
+    page = shown.open()
+    page.set_input_files("#files", [long_name, frog])
+    page.get_by_role("button", name="rocket").click()
+    shown.cards(3)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    beyond = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 360.5).length"
+    assert page.evaluate(beyond) == 0
+
+
+def test_motion_stops_for_who_wants_none(show: Show, newest: Running) -> None:
+    page = show(newest, reduced_motion="reduce").open()
+    moving = "getComputedStyle(document.querySelector('#pulse'), '::before').animationName"
+    assert page.evaluate(moving) == "none"
+
+
+def test_the_policy_holds_in_the_browser(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.evaluate(
+        """() => {
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.body.append(script);
+        }"""
+    )
+    assert page.evaluate("window.ran") is None
+    assert "Content Security Policy" in shown.faults.pop()
+
+
+def test_a_closed_server_asks_for_its_key_and_the_page_forgets_it(
+    show: Show, settings: Callable[..., Settings], frog: Path
+) -> None:
+    with running(settings(api_keys=(SecretStr("sesame"),))) as server, closing(show(server)) as shown:
+        page = shown.page
+        page.goto(shown.url)
+        expect(page.get_by_label("This server asks for a key")).to_be_focused()
+        expect(page.locator("#ask")).to_be_hidden()
+        assert Axe().run(page).violations_count == 0
+        page.keyboard.type("wrong")
+        with page.expect_response("**/models") as refused:
+            page.keyboard.press("Enter")
+        assert refused.value.status == 401
+        page.get_by_label("This server asks for a key").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.locator("#live")).to_be_visible()
+        expect(page.locator("#lock")).to_be_hidden()
+        page.set_input_files("#files", frog)
+        (card,) = shown.cards(1)
+        expect(card.locator(".answer")).to_contain_text("frog")
+        kept = "[localStorage.length, sessionStorage.length, document.cookie, document.querySelector('#token').value]"
+        assert page.evaluate(kept) == [0, 0, "", ""]
+        page.reload()
+        expect(page.locator("#lock")).to_be_visible()
+
+
+def test_a_model_is_chosen_among_several(
+    show: Show, settings: Callable[..., Settings], bundles: Path, image_sets: Path
+) -> None:
+    """strict@2 flags half of all; broken@1 could not be loaded."""
+    ship = image_sets / "cifar10" / "test" / "ship" / "08102.png"
+    with (
+        running(settings(store=bundles, models=("cifar10", "strict", "broken"))) as server,
+        closing(show(server)) as shown,
+    ):
+        page = shown.open()
+        page.set_input_files("#files", ship)
+        (card,) = shown.cards(1)
+        expect(card).to_have_class("known")
+        assert page.get_by_label("Model").locator("option:disabled").inner_text() == "broken: not loaded"
+        page.get_by_label("Model").select_option("strict@2")
+        expect(page.locator("#facts")).to_contain_text("strict@2")
+        expect(page.locator("#throughput-words")).to_contain_text("0 in all")
+        page.set_input_files("#files", ship)
+        strict, _ = shown.cards(2)
+        expect(strict).to_have_class("ood")
+        scores = load_file(BUNDLE / "calibration.safetensors")["negative_energy"]
+        threshold = scores[len(scores) // 2 - 1]
+        expect(page.locator("#energies text.side")).to_have_text(f"flagged up to {threshold:.2f}")
+
+
+def test_another_score_than_energy_may_judge(
+    show: Show, settings: Callable[..., Settings], scored_bundles: Path, frog: Path
+) -> None:
+    with running(settings(store=scored_bundles, models=("by-knn",))) as server, closing(show(server)) as shown:
+        shown.open().set_input_files("#files", frog)
+        (card,) = shown.cards(1)
+        reply = httpx.post(f"{server.url}/predict?scores=all", content=frog.read_bytes()).json()
+        value = reply["predictions"][0]["scores"]["knn"]["value"]
+        expect(card.locator("text.value")).to_have_text(f"{value:.4g}")
+        expect(card.locator("svg")).to_have_attribute(
+            "aria-label",
+            f"This image's knn, {value:.4g}, among those of 100 in-distribution images; up to {reply['threshold']:.4g} "
+            "they are flagged.",
+        )

@@ -1,0 +1,206 @@
+"""The page in headless Chromium, before a real server: dropped, chosen and pasted images, and the traffic."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from live import Running
+from PIL import Image
+from playwright.sync_api import Page, expect
+from safetensors.numpy import load_file
+from shown import Shown, predicted
+
+from model_store.store import SHIPPED, BundleRef, Store
+
+pytestmark = pytest.mark.slow
+Show = Callable[..., Shown]
+NEWEST = Store(SHIPPED).resolve(BundleRef("cifar10"))
+STATED = 250 / 5001  # k / (n + 1) of its calibration, as its model card has it
+
+
+def drop(page: Page, *files: Path) -> None:
+    """Drop files onto the middle of the page as a person does: the browser itself makes the events."""
+    size = page.viewport_size
+    assert size is not None
+    data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+    at = {"x": size["width"] / 2, "y": size["height"] / 2}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **at})
+
+
+def test_a_dropped_image_gets_the_verdict_of_predict(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    page = shown.open()
+    drop(page, frog)
+    (card,) = shown.cards(1)
+    (expected,) = predicted(newest, frog)["predictions"]
+    expect(card.locator(".name")).to_have_text("06404.png")
+    expect(card.locator(".answer")).to_have_text("frog over 99.9 % sure")
+    assert expected["class_name"] == "frog"
+    assert expected["confidence"] > 0.9995
+    energy = expected["negative_energy"]
+    expect(card.locator("text.value")).to_have_text(f"{energy:.2f}")
+    scores = load_file(NEWEST / "calibration.safetensors")["negative_energy"]
+    higher_than = int(100 * np.mean(scores <= np.float32(energy)))
+    expect(card.locator(".words")).to_have_text(
+        f"Higher than {higher_than} of 100 in-distribution images: not flagged."
+    )
+    expect(page.locator("#said")).to_contain_text("06404.png: frog")
+
+
+def test_the_pin_stands_where_the_energy_is(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    shown.open().set_input_files("#files", frog)
+    (card,) = shown.cards(1)
+    (expected,) = predicted(newest, frog)["predictions"]
+    calibration = httpx.get(f"{newest.url}/models/cifar10").json()["calibrations"]["negative_energy"]
+    edges, counts, energy = calibration["edges"], calibration["counts"], expected["negative_energy"]
+    last = max(at for at, count in enumerate(counts) if count)
+    starts = [edges[at - 1] for at, count in enumerate(counts) if count]
+    percents = [float((bar.get_attribute("x") or "").removesuffix("%")) for bar in card.locator("rect").all()]
+    slope, origin = np.polyfit(starts, percents, 1)  # the axis, by where the bars of known edges begin
+    assert np.allclose(percents, slope * np.array(starts) + origin, atol=1e-6)
+    assert slope * edges[last] + origin == pytest.approx(100)
+    for line, value in (("pin", energy), ("threshold", calibration["threshold"])):
+        x = float((card.locator(f"line.{line}").get_attribute("x1") or "").removesuffix("%"))
+        assert x == pytest.approx(slope * value + origin, abs=1e-6)
+    # The flagged bars are k - 1 of n images: their area is that share.
+    bars = [(b.bounding_box() or {}, b.get_attribute("class")) for b in card.locator("rect").all()]
+    areas = {kind: sum(box["width"] * box["height"] for box, k in bars if k == kind) for kind in ("flagged", "")}
+    assert areas["flagged"] / sum(areas.values()) == pytest.approx(249 / 5000, abs=0.02)
+
+
+def test_an_out_of_distribution_sample_is_flagged(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.get_by_role("button", name="bricks").click()
+    (card,) = shown.cards(1)
+    expect(card).to_have_class("ood")
+    expect(card.locator(".answer")).to_contain_text("Out of distribution It would have said")
+    expect(card.locator(".words")).to_have_text(
+        "Lower than all 5,000 in-distribution images: flagged as out of distribution."
+    )
+    page.get_by_role("button", name="frog").click()
+    shown.cards(2)
+    expect(page.locator("#tally")).to_have_text("2 images, 1 flagged")
+
+
+def test_every_sample_is_what_it_is_there_for(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    for button in page.locator("#samples button").all():
+        button.click()
+    cards = shown.cards(8)
+    found = {card.locator(".name").inner_text(): card.get_attribute("class") for card in cards}
+    known = {"frog.png", "cat.jpg", "truck.png", "airplane.png"}
+    assert found == {name: "known" if name in known else "ood" for name in found}
+    for card in cards:
+        name = card.locator(".name").inner_text()
+        assert (card.locator(".answer").inner_text().startswith(name.partition(".")[0])) == (name in known)
+
+
+def test_a_broken_file_shows_the_servers_words_beside_its_name(
+    show: Show, newest: Running, frog: Path, tmp_path: Path
+) -> None:
+    """And the image beside it has its verdict."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(frog.read_bytes()[:700])
+    message = predicted(newest, broken)["error"]["message"]
+    shown = show(newest)
+    drop(shown.open(), broken, frog)
+    refused, known = shown.cards(2)
+    expect(refused).to_have_class("refused")
+    expect(refused.locator(".name")).to_have_text("broken.png")
+    assert refused.locator(".words").inner_text().rstrip(".").lower() == message.rstrip(".").lower()
+    expect(known.locator(".answer")).to_contain_text("frog")
+    expect(refused.get_by_role("button", name="Try again")).to_be_hidden()
+
+
+def test_a_refusal_that_passes_can_be_tried_again(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.route("**/predict", lambda route: route.abort(), times=1)
+    page.set_input_files("#files", frog)
+    (card,) = shown.cards(1)
+    expect(card.locator(".words")).to_have_text("The server does not answer.")
+    card.get_by_role("button", name="Try again").click()
+    expect(card.locator(".answer")).to_contain_text("frog")
+    shown.faults.remove("Failed to load resource: net::ERR_FAILED")
+
+
+def test_an_image_may_be_pasted(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.evaluate(
+        """content => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob(content), c => c.charCodeAt(0));
+            data.items.add(new File([bytes], "pasted.png", {type: "image/png"}));
+            document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+        }""",
+        base64.b64encode(frog.read_bytes()).decode(),
+    )
+    (card,) = shown.cards(1)
+    expect(card.locator(".name")).to_have_text("pasted.png")
+    expect(card.locator(".answer")).to_contain_text("frog")
+
+
+def test_the_traffic_moves_with_requests(show: Show, newest: Running, frog: Path) -> None:
+    """Whoever sends them; figures and bars are those of /models/{model}/watch."""
+    page = show(newest).open()
+    before = httpx.get(f"{newest.url}/models/cifar10/watch").json()
+    for _ in range(5):
+        httpx.post(f"{newest.url}/predict", content=frog.read_bytes()).raise_for_status()
+    seen = httpx.get(f"{newest.url}/models/cifar10/watch").json()
+    assert seen["images"] == before["images"] + 5
+    expect(page.locator("#throughput-words")).to_contain_text(f"{seen['images']:,} in all")
+    last = seen["window"]
+    expect(page.locator("#ood-rate")).to_have_text(f"{100 * last['flagged_ratio']:.1f} %")
+    expect(page.locator("#ood-rate-words")).to_contain_text(f"in distribution it would be {100 * STATED:.1f} %")
+    expect(page.locator("#ood-share")).to_have_text(f"{100 * last['ood_share']['estimate']:.1f} %")
+    expect(page.locator("#alarm")).to_have_text("Shifted" if seen["cusum"]["shifted"] else "Quiet")
+    expect(page.locator("#energies")).to_have_attribute(
+        "aria-label",
+        f"Negative energies of the traffic: {seen['images']:,} images since the start, {seen['flagged']:,} flagged.",
+    )
+    bars = sum(count > 0 for count in seen["negative_energy"]["counts"])
+    expect(page.locator("#energies rect")).to_have_count(bars)
+
+
+def test_a_hidden_tab_asks_nothing(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    shown.page.clock.install()
+    shown.page.add_init_script(
+        "Object.defineProperty(document, 'hidden', {get: () => window.away ?? false});"
+        "window.turn = away => { window.away = away; document.dispatchEvent(new Event('visibilitychange')); };"
+    )
+    page = shown.open()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_response("**/watch"):
+        page.clock.run_for(3000)
+    page.evaluate("turn(true)")
+    asked.clear()
+    page.clock.run_for(60_000)
+    expect(page.locator("#pulse")).to_have_text("paused")
+    assert asked == []
+    with page.expect_response("**/watch"):
+        page.evaluate("turn(false)")
+        page.clock.run_for(10)
+    expect(page.locator("#pulse")).to_have_text("live")
+
+
+def test_what_the_browser_cannot_read_is_judged_all_the_same(show: Show, newest: Running, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "green").save(file, "TIFF")
+    (tmp_path / "green.tif").write_bytes(file.getvalue())
+    shown = show(newest)
+    shown.open().set_input_files("#files", tmp_path / "green.tif")
+    (card,) = shown.cards(1)
+    expect(card).not_to_have_class("refused")
+    assert card.locator("canvas").get_attribute("width") == "0"
