@@ -10,7 +10,8 @@
 # BASE_IMAGE     see Dockerfile; `debootstrap` makes one from the Debian mirror that this machine is set to
 # TORCH_VARIANT, TORCH_VERSION  see Dockerfile
 #
-# pip works in the build as it is configured here: indexes, certificates, constraints; with buildah also folders of wheels.
+# pip works in the build as it is configured here, but for Docker, whose builds do not see what that names on this machine:
+# certificates, constraints, folders of wheels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -64,13 +65,18 @@ build() {
         --build-arg "REVISION=$(git rev-parse HEAD)" --build-arg "CREATED=$(date --utc +%FT%TZ)")
     [ -z "${TORCH_VERSION:-}" ] || arguments+=(--build-arg "TORCH_VERSION=$TORCH_VERSION")
     python3 deploy/pip_configuration.py "$scratch/pip.conf" /host > "$scratch/paths"
-    if [ "$ENGINE" = buildah ]; then
+    if [ "$ENGINE" = docker ]; then
+        [ ! -s "$scratch/paths" ] || fail "pip is set to use $(xargs < "$scratch/paths"), which builds of Docker do not see; " \
+            "unset that, or take ENGINE=buildah"
+    else
         local path
         while read -r path; do arguments+=(--volume "$path:/host$path:ro"); done < "$scratch/paths"
-        buildah bud --format docker --isolation chroot --layers "${arguments[@]}" .
-    else
-        "$ENGINE" build "${arguments[@]}" .
     fi
+    case $ENGINE in
+        buildah) buildah bud --format docker --isolation chroot --layers=false "${arguments[@]}" . ;;
+        podman) podman build --format docker "${arguments[@]}" . ;;
+        *) "$ENGINE" build "${arguments[@]}" . ;;
+    esac
 }
 
 size() {

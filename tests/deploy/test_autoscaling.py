@@ -32,7 +32,7 @@ def series(pod: str, stage: str, seconds: str, count: str, namespace: str = "her
 def test_the_scaler_asks_for_the_metric_that_the_rule_makes() -> None:
     (metric,) = SCALER["metrics"]
     assert metric["pods"]["metric"]["name"] == METRIC
-    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "50m"}
+    assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "20m"}
     assert {"namespace", "pod"} == set(RULE["resources"]["overrides"])
 
 
