@@ -103,6 +103,8 @@ class Child:
                     self.kill()
                     return
                 continue
+            except ConnectionResetError:  # it ended with something unread
+                return
             if not line:
                 return
             misses = 0
