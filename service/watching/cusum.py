@@ -42,18 +42,27 @@ class Cusum:
         self.if_flagged = math.log(shifted_rate / rate)
         self.if_not = math.log((1 - shifted_rate) / (1 - rate))
 
-    def update(self, flags: Iterable[bool]) -> None:
-        """Take the flags of images, in their order."""
-        statistic = self.statistic
-        for flag in flags:
-            statistic += self.if_flagged if flag else self.if_not
-            if statistic <= 0:
-                statistic, self.shifted = 0.0, False
-            elif statistic >= self.limit:
-                statistic = self.limit
-                self.shifts += not self.shifted
-                self.shifted = True
-        self.statistic = statistic
+    def update(self, images: int, flagged: Iterable[int]) -> None:
+        """Take so many images; `flagged` are the places of those that are flagged among them, from 0, ascending."""
+        taken = 0
+        for place in flagged:
+            self._fall(place - taken)
+            self._rise()
+            taken = place + 1
+        self._fall(images - taken)
+
+    def _rise(self) -> None:
+        self.statistic += self.if_flagged
+        if self.statistic >= self.limit:
+            self.statistic = self.limit
+            self.shifts += not self.shifted
+            self.shifted = True
+
+    def _fall(self, images: int) -> None:
+        """Take images that are not flagged; once at 0, the statistic stays there."""
+        self.statistic += images * self.if_not
+        if self.statistic <= 0:
+            self.statistic, self.shifted = 0.0, False
 
     def restore(self, statistic: float, *, shifted: bool) -> None:
         """Go on from where another stood; its limit may have been higher."""

@@ -101,10 +101,13 @@ def restore(folder: Path, watched: Watched) -> None:
 
 
 async def _save_on(folder: Path, watched: Sequence[Watched], ending: asyncio.Event) -> None:
+    """Save what has changed, again and again, and once more when it ends: nothing is judged any more then."""
     saved = dict.fromkeys((model.model for model in watched), 0)
-    while not ending.is_set():
+    ended = False
+    while not ended:
         with suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), SAVE_S)
+        ended = ending.is_set()
         for model in watched:
             if model.watch.images > saved[model.model]:
                 saved[model.model] = model.watch.images

@@ -52,12 +52,12 @@ class Watch:
     def judged(self, p_values: Sequence[float]) -> None:
         """Take the p-values of images that were answered; p <= k / (n + 1) is what flagged means."""
         flags_up_to = self._flags_up_to
-        flags = [p_value <= flags_up_to for p_value in p_values]
-        self.images += len(flags)
-        self.flagged += sum(flags)
-        self.cusum.update(flags)
+        flagged = [at for at, p_value in enumerate(p_values) if p_value <= flags_up_to]
+        self.images += len(p_values)
+        self.flagged += len(flagged)
+        self.cusum.update(len(p_values), flagged)
         self.p_values.extend(p_values)
-        self.throughput.count(len(flags))
+        self.throughput.count(len(p_values))
 
     def restore(self, p_values: Sequence[float], cusum: float, *, shifted: bool) -> None:
         """Go on from where another, of the same bundle, stood."""

@@ -40,11 +40,15 @@ def exact_images_to_alarm(height: int, flag_rate: float) -> float:
     return float(np.linalg.solve(np.eye(height) - moves, np.ones(height))[0])
 
 
+def take(cusum: Cusum, *flags: bool) -> None:
+    cusum.update(len(flags), [at for at, flag in enumerate(flags) if flag])
+
+
 def images_to_alarm(cusum: Cusum, flags: np.ndarray) -> list[int]:
     """Return how many flags the alarm itself took, again and again from 0."""
     found, images = [], 0
     for flag in flags.tolist():
-        cusum.update([flag])
+        take(cusum, flag)
         images += 1
         if cusum.shifted:
             found.append(images)
@@ -55,24 +59,40 @@ def images_to_alarm(cusum: Cusum, flags: np.ndarray) -> list[int]:
 
 def test_by_hand() -> None:
     cusum = Cusum(rate=0.1, shifted_rate=0.4, limit=math.log(15))  # a flag: ln 4; none: ln (2 / 3)
-    cusum.update([False])
+    take(cusum, False)
     assert cusum.statistic == 0.0
-    cusum.update([True])
+    take(cusum, True)
     assert cusum.statistic == pytest.approx(math.log(4))
-    cusum.update([False, False])
+    take(cusum, False, False)
     assert cusum.statistic == pytest.approx(math.log(16 / 9))
     assert (cusum.shifted, cusum.shifts) == (False, 0)
-    cusum.update([True, True])  # 16 / 9 * 16 > 15
+    take(cusum, True, True)  # 16 / 9 * 16 > 15
     assert (cusum.statistic, cusum.shifted, cusum.shifts) == (math.log(15), True, 1)
-    cusum.update([True])
+    take(cusum, True)
     assert (cusum.statistic, cusum.shifts) == (math.log(15), 1)
-    cusum.update([False] * 6)  # (2 / 3) ** 6 is 1 / 11.4
+    take(cusum, *[False] * 6)  # (2 / 3) ** 6 is 1 / 11.4
     assert cusum.statistic == pytest.approx(math.log(15) + 6 * math.log(2 / 3))
     assert cusum.shifted
-    cusum.update([False])
+    take(cusum, False)
     assert (cusum.statistic, cusum.shifted, cusum.shifts) == (0.0, False, 1)
-    cusum.update([True] * 2)
+    take(cusum, True, True)
     assert (cusum.shifted, cusum.shifts) == (True, 2)
+
+
+def test_how_images_are_dealt_out_makes_no_difference() -> None:
+    rng = np.random.default_rng(5)
+    flags = (rng.random(3000) < rng.choice([0.05, 0.3], 10).repeat(300)).tolist()
+    one, many = (Cusum(rate=0.1, shifted_rate=0.2, limit=4.0) for _ in range(2))
+    at = 0
+    while at < len(flags):
+        size = int(rng.integers(0, 70))
+        take(many, *flags[at : at + size])
+        for flag in flags[at : at + size]:
+            take(one, flag)
+        at += size
+        assert many.statistic == pytest.approx(one.statistic, abs=1e-9)
+        assert (many.shifted, many.shifts) == (one.shifted, one.shifts)
+    assert one.shifts >= 2
 
 
 @pytest.mark.parametrize(

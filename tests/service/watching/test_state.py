@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -50,8 +51,6 @@ def test_window_and_alarm_survive_a_restart(
             assert after["cusum"][name] == before["cusum"][name]
         assert (after["images"], after["flagged"], after["cusum"]["shifts"]) == (0, 0, 0)
         post(server, pngs[20:22])
-        assert watched(server.url)["window"]["images"] == 28
-    with running(settings(state_dir=ours.state_dir, watch_window_images=100)) as server:
         assert watched(server.url)["window"]["images"] == 28
     (kept,) = ours.state_dir.iterdir()
     assert kept.name.startswith("cifar10@1-")
@@ -111,6 +110,36 @@ def test_a_server_starts_beside_a_corrupt_state(settings: Callable[..., Settings
     assert [path.suffix for path in tmp_path.iterdir()] == [".set-aside"]
 
 
+def test_what_comes_while_it_is_saved_is_saved_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, writing, ended = state._save, Event(), Event()
+
+    def slow(*arguments: Any) -> None:
+        writing.set()
+        assert ended.wait(30)
+        save(*arguments)
+
+    monkeypatch.setattr(state, "SAVE_S", 0.001)
+    monkeypatch.setattr(state, "_save", slow)
+
+    async def live() -> None:
+        async with kept(tmp_path, [model := fresh()]):
+            model.watch.judged([0.5])
+            await asyncio.to_thread(writing.wait, 30)
+            model.watch.judged([0.25])
+            ended.set()
+
+    asyncio.run(live())
+    assert saved(tmp_path) == 2
+
+
+def test_a_smaller_window_takes_the_last_images(tmp_path: Path) -> None:
+    p_values = [at / 200 for at in range(1, 201)]
+    keep(tmp_path, fresh(), p_values)
+    smaller = Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions(window_images=100)))
+    keep(tmp_path, smaller)
+    assert list(smaller.watch.p_values) == p_values[100:]
+
+
 def test_it_is_saved_while_the_server_runs(
     settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +197,7 @@ def test_several_processes_keep_it_too_and_agree_with_one(
             post(several, [png])
             expected, found = watched(one.url), watched(several.url)
             del expected["images_per_s"], found["images_per_s"]
-            assert found == expected
+            assert found == expected  # in the order of the requests, each of which is told alone
         several.process.send_signal(signal.SIGTERM)
         assert several.process.wait(30) == 0
     with serve(*flags) as again:
