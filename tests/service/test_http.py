@@ -214,7 +214,6 @@ BAD = [
     Bad(400, "invalid_header", "X-Deadline-Ms", lambda png: {"content": png, "headers": {"X-Deadline-Ms": "-1"}}),
     Bad(400, "invalid_header", "X-Deadline-Ms", lambda png: {"content": png, "headers": {"X-Deadline-Ms": "nan"}}),
     Bad(404, "unknown_route", "/docs", lambda _: {}, path="/predictions"),
-    Bad(404, "unknown_route", "/docs", lambda _: {}, path="/", method="GET"),
     Bad(
         404,
         "unknown_model",
