@@ -1,7 +1,6 @@
 """ood-serve: a bundle, served over HTTP; or a contact sheet of the images that were captured."""
 
 import argparse
-import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -76,7 +75,7 @@ def serve(settings: Settings) -> int:
     require_library(settings)
     if settings.workers > 1:
         return _serve_with_workers(settings)
-    from service import logs  # the heavy imports wait until the settings are known to be good
+    from service import interpreter, logs  # the heavy imports wait until the settings are known to be good
     from service.app import create_app
     from service.greeting import address, greeting
     from service.listener import bind
@@ -87,7 +86,7 @@ def serve(settings: Settings) -> int:
     app = create_app(settings)
     hello = greeting(app.state.service.models, address(listener), closed=bool(settings.api_keys))
     server = Server(app, settings, hello)
-    gc.freeze()  # what is loaded stays: to look through it for garbage, again and again, would hold up requests
+    interpreter.prepare()
     server.run(sockets=[listener])
     return 1 if server.engine_died else 0
 

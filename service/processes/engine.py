@@ -4,13 +4,12 @@
 """
 
 import asyncio
-import gc
 import logging
 import os
 import socket
 import sys
 
-from service import logs
+from service import interpreter, logs
 from service.app import route_templates
 from service.errors import StartError
 from service.greeting import greeting
@@ -42,7 +41,7 @@ def main() -> None:
             control.report("failed", str(err))
             leave(1)
         hello = greeting(models, config.url, closed=bool(settings.api_keys), workers=settings.workers)
-        gc.freeze()  # as in service.cli
+        interpreter.prepare()
         process = EngineProcess(settings, control, models, metrics, orders)
         leave(runner.run(process.serve(socket.socket(fileno=config.listener), hello)))
 

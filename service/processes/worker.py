@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import gc
 import logging
 import socket
 import sys
@@ -14,7 +13,7 @@ from types import FrameType
 
 from fastapi import FastAPI
 
-from service import logs
+from service import interpreter, logs
 from service.app import make_app, route_templates
 from service.bodies import PendingBytes
 from service.capture.capture import make_capture
@@ -78,7 +77,7 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
         await remote.link.close()
 
     server = WorkerServer(make_app(state, lifespan), state, control, orders)
-    gc.freeze()  # as in service.cli
+    interpreter.prepare()
     await server.serve(sockets=[socket.socket(fileno=config.listener)])
 
 
