@@ -56,11 +56,12 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and results.json
+results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and both results.json
 	$(BIN)/ood-train card cifar10 --readme README.md --out docs/model-card-cifar10.md
 	$(BIN)/ood-train card cifar10-robust --out docs/model-card-cifar10-robust.md
 	$(BIN)/ood-train report docs/results/cpu --into docs/results/README.md
 	$(BIN)/ood-train report docs/results/cpu --into README.md
+	$(BIN)/python -m benchmarks.report --into README.md
 
 clean:  ## Remove what was built here
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

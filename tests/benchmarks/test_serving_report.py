@@ -296,3 +296,11 @@ def test_medians_of_the_fixture_are_what_its_comments_say(results: Results) -> N
         for name in (MOSEC, LITSERVE)
     }
     assert medians == {MOSEC: 150, LITSERVE: 120}
+
+
+def test_the_shipped_report_and_readme_are_of_the_shipped_results() -> None:
+    """`make results` renews them."""
+    shipped = read_results(report.FOLDER / report.RESULTS)
+    assert (report.FOLDER / report.REPORT).read_text() == report.report(shipped)
+    readme = (report.FOLDER.parent / "README.md").read_text()
+    assert report.renew(readme, shipped) == readme
