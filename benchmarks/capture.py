@@ -1,164 +1,133 @@
-"""What capture adds to a request: CPU time of the whole process, the thread that writes included, without sockets.
+"""What capture adds: CPU microseconds an image, of looking at it, of handing it over, and of the thread that writes it.
 
-The whole application, with an engine that answers at once (`benchmarks.layers`), is asked with capture off, on, and on
-for every image, by turns. A turn is over when all that it handed over is on disk.
+Each part is done many times over, all by turns. For scale, a whole request of one image without capture, its engine one
+that answers at once (`benchmarks.layers`).
 """
 
 import argparse
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
-from benchmarks.http_requests import as_arrays, as_body, jpegs, sample_images
+from benchmarks.http_requests import as_body, jpegs, sample_images
 from benchmarks.in_process import Frontend
-from benchmarks.layers import IMAGES_PER_REQUEST, SECONDS, VERDICT, InstantEngine, application
+from benchmarks.layers import VERDICT, InstantEngine, application
 from benchmarks.spread import spread
-from service.batcher import Waited
-from service.capture.capture import Capture, make_capture
-from service.capture.record import DropReason, Kind
-from service.engine_protocol import Pixels, Verdict
+from service.capture.capture import Answered, Capture
+from service.capture.folder import CaptureFolder
+from service.capture.hand_over import Bounds, HandOver
+from service.capture.record import DropReason, Kind, Record
+from service.capture.sampler import Sampler
+from service.capture.writer import Writer
+from service.engine_protocol import Described, Pixels
 from service.served_models import Models
-from service.settings import Settings
 
-IMAGES = 256
-"""In a turn: as many as a queue holds, so that none is dropped."""
-WAYS: dict[str, dict[str, float] | None] = {
-    "off": None,
-    "on, as it is by default": {},
-    "on, every image kept": {"capture_control_share": 1.0, "capture_images_per_minute": 1e9},
-}
+BATCH = 64
+"""Images that are written together."""
+Turn = Callable[[], float]
+"""Does a part many times over and returns the CPU microseconds an image."""
 
 
-class Progress:
-    """Counts images on disk, and refuses to lose any but by the rate."""
+class Nowhere:
+    """Takes what is told, keeps nothing."""
 
-    def __init__(self) -> None:
-        self.kept = 0
-
-    def captured(self, kind: Kind, images: int) -> None:  # noqa: ARG002
-        """Count images on disk."""
-        self.kept += images
+    def captured(self, kind: Kind, images: int) -> None:
+        """Take note of nothing."""
 
     def dropped(self, reason: DropReason, images: int = 1) -> None:
-        """Raise RuntimeError if that was a fault."""
+        """Let images go by the rate alone; others would be no figure."""
         if reason != "rate":
-            raise RuntimeError(f"{images} images were dropped ({reason}); such a turn is no figure")
+            raise RuntimeError(f"{images} images were dropped: {reason}")
 
     def holds(self, total: int) -> None:
-        """Take no note."""
+        """Take note of nothing."""
+
+    def start(self) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Write nothing."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """How images are captured in a turn: not at all, or so that `every` one is kept."""
+def looking(bundle: Described, jpeg: bytes, images: int, *, share: float, per_minute: float) -> Turn:
+    """Offer one image after another, each a request; those that are handed over are thrown away, a queue at a time."""
+    sampler = Sampler({"control": share, "flagged": share}, per_minute)
+    verdicts, sent = [VERDICT], [jpeg]
 
-    name: str
-    capture: Capture | None
-    progress: Progress
-    every: bool
+    def turn() -> float:
+        spent_s, left = 0.0, images
+        while left > 0:
+            queue = HandOver(waiting=Bounds(256, 2**30), batch=Bounds(BATCH, 2**30), wait_s=1000)
+            capture = Capture(sampler, queue, Nowhere(), Nowhere(), max_bytes=2**20)
+            begun = time.thread_time()
+            for _ in range(256):
+                capture.offer(bundle, Answered("0" * 32, verdicts, sent, ()))
+            spent_s += time.thread_time() - begun
+            left -= 256
+        return 1e6 * spent_s / (images - left)
+
+    return turn
 
 
-@dataclass(frozen=True)
-class Case:
-    """A request of so many images, all of which get one verdict."""
+def writing(content: bytes | Pixels, images: int) -> Turn:
+    """Write batches into a folder of their own, from the start of the thread to its end."""
+    record = Record("control", "cifar10@1", "0" * 64, "negative_energy", "cat", VERDICT, 1.7e9, "0" * 32, content)
 
-    name: str
-    request: bytes
-    images: int
-    verdict: Verdict
+    def turn() -> float:
+        with TemporaryDirectory() as root:
+            folder = CaptureFolder(Path(root), max_bytes=2**30, max_age=timedelta(days=1))
+            queue = HandOver(waiting=Bounds(images, 2**30), batch=Bounds(BATCH, 2**30), wait_s=0)
+            for _ in range(images):
+                queue.put(record)
+            writer, begun = Writer(folder, queue, Nowhere()), time.process_time()
+            writer.start()
+            writer.close()
+            return 1e6 * (time.process_time() - begun) / images
 
-
-class FixedEngine(InstantEngine):
-    """An engine that gives one verdict at once."""
-
-    verdict = VERDICT
-
-    async def predict(self, images: Sequence[Pixels], *_: Any, **__: Any) -> Waited[Verdict]:
-        """Answer."""
-        return Waited([self.verdict] * len(images), SECONDS["queue"], SECONDS["forward"])
+    return turn
 
 
 @contextmanager
-def way(name: str) -> Iterator[Way]:
-    """Begin to capture into a folder that is removed again."""
-    changes, progress = WAYS[name], Progress()
-    with TemporaryDirectory() as folder:
-        if changes is None:
-            yield Way(name, None, progress, every=False)
-            return
-        capture = make_capture(Settings(capture_dir=Path(folder), capture_flush_s=0.01, **changes), progress)
-        assert capture is not None
-        capture.start()
-        yield Way(name, capture, progress, every=bool(changes))
-        capture.close()
-
-
-def cases() -> list[Case]:
-    """Return what is asked."""
+def parts(model: str, images: int) -> Iterator[dict[str, Turn]]:
+    """Give what is measured."""
     pixels = sample_images()
-    jpeg, array = as_body(jpegs(pixels[:1]))[0], as_arrays(pixels, IMAGES_PER_REQUEST)[0]
-    return [
-        Case("JPEG, not flagged", jpeg, 1, VERDICT),
-        Case("JPEG, flagged", jpeg, 1, VERDICT._replace(is_ood=True)),
-        Case(f"npy of {IMAGES_PER_REQUEST}, not flagged", array, IMAGES_PER_REQUEST, VERDICT),
-    ]
-
-
-def turn_us(frontend: Frontend, case: Case, way: Way) -> float:
-    """Return the CPU microseconds a request of one turn, one request at a time."""
-    aim, begun = way.progress.kept + IMAGES, time.process_time()
-    frontend.cpu_us(case.request, status=200, connections=1, requests=IMAGES // case.images)
-    while way.every and way.progress.kept < aim:
-        time.sleep(0.01)
-    return 1e6 * (time.process_time() - begun) / (IMAGES // case.images)
-
-
-def measure(model: str, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Return CPU microseconds a request by case and way, a figure a round, without a first to warm up."""
-    found: dict[tuple[str, str], list[float]] = {}
-    with application(model) as app, ExitStack() as stack:
+    (jpeg,) = jpegs(pixels[:1])
+    with application(model) as app:
         state, frontend = app.state.service, Frontend(app)
         bundle = state.models.engines[0].bundle
         series = state.metrics.model(bundle.manifest)
-        engine = FixedEngine(bundle, series, max_batch_size=1, max_queue_images=2 * IMAGES, stall_s=60)
-        state.models = Models((engine,))
-        ways = [stack.enter_context(way(name)) for name in WAYS]
-        for turn in range(rounds + 1):
-            for case in cases():
-                engine.verdict = case.verdict
-                for each in ways:
-                    state.capture = each.capture
-                    spent = turn_us(frontend, case, each)
-                    found.setdefault((case.name, each.name), [])
-                    if turn:
-                        found[case.name, each.name].append(spent)
-    return found
-
-
-def table(found: dict[tuple[str, str], list[float]]) -> str:
-    """Return medians over the rounds with their spread, and what each is above `off`."""
-    lines = ["| request | capture | CPU us | above off, us |", "| --- | --- | --- | --- |"]
-    for (case, name), values in found.items():
-        above = statistics.median(values) - statistics.median(found[case, "off"])
-        lines.append(f"| {case} | {name} | {spread(values, 0)} | {above:,.1f} |")
-    return "\n".join(lines)
+        state.models = Models((InstantEngine(bundle, series, max_batch_size=1, max_queue_images=64, stall_s=60),))
+        (request,) = as_body([jpeg])
+        yield {
+            "a request of one JPEG, capture off": lambda: frontend.cpu_us(
+                request, status=200, connections=1, requests=images
+            ),
+            "looking at an image that is not in the sample": looking(bundle, jpeg, images, share=0, per_minute=60),
+            "looking at one that is above the rate": looking(bundle, jpeg, images, share=1, per_minute=1e-9),
+            "handing one over": looking(bundle, jpeg, images, share=1, per_minute=1e12),
+            "writing it, a file as it came": writing(jpeg, images),
+            "writing it, pixels as PNG": writing(pixels[0], images),
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+    """Measure and print medians of the rounds with their spread; a first round warms up and does not count."""
     parser = argparse.ArgumentParser(prog="capture", description=__doc__)
     parser.add_argument("--model", default="cifar10", help="the bundle, of those that ship for 32x32 images")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each way has its turn")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each part has its turn")
+    parser.add_argument("--images", type=int, default=1024, help="how many it gets in a turn")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(table(measure(options.model, options.rounds)))
+    with parts(options.model, options.images) as found:
+        rounds = [{name: turn() for name, turn in found.items()} for _ in range(options.rounds + 1)][1:]
+    print("| | CPU us an image |\n| --- | --- |")
+    for name in found:
+        print(f"| {name} | {spread([each[name] for each in rounds], 2)} |")
     return 0
 
 

@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from service.capture.hand_over import Bounds, HandOver
 from service.capture.record import CaptureMetrics, Kind, Record
@@ -31,8 +30,7 @@ class Writes(Protocol):
         """Write what is still there."""
 
 
-@dataclass(frozen=True)
-class Answered:
+class Answered(NamedTuple):
     """One request's images: their verdicts, and the files that they came in, or else their pixels."""
 
     request_id: str

@@ -11,7 +11,7 @@ from pathlib import Path
 from service.errors import CaptureError
 
 MAX_IMAGES = 1000
-"""About 8 MB of page at most; a browser shows them at once."""
+"""A page of a few MB, some 30 at worst, which a browser still scrolls with ease."""
 
 
 def review(arguments: Sequence[str]) -> int:

@@ -9,7 +9,9 @@ from PIL import Image
 from model_store import images
 
 MAX_SIDE = 160
-"""Pixels of the longer side. Images up to it are shown as they are."""
+"""Pixels of the longer side; larger images are scaled down to it."""
+_MAX_LOSSLESS_SIDE = 64
+"""Images up to it are shown as they are, in at most 12 KiB; others as JPEG, of about 5 KiB, 20 at worst."""
 _JPEG_QUALITY = 80
 
 
@@ -28,12 +30,12 @@ def thumbnail(encoded: bytes) -> Thumbnail:
         ImageError: it can't be decoded, or is larger than a server takes by default.
     """
     picture = Image.fromarray(images.decode(encoded, at_least=(MAX_SIDE, MAX_SIDE)))
-    small = max(picture.size) <= MAX_SIDE
+    lossless = max(picture.size) <= _MAX_LOSSLESS_SIDE
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     file = io.BytesIO()
-    if small:
+    if lossless:
         picture.save(file, "PNG")
     else:
         picture.save(file, "JPEG", quality=_JPEG_QUALITY)
-    media_type = "image/png" if small else "image/jpeg"
+    media_type = "image/png" if lossless else "image/jpeg"
     return Thumbnail(f"data:{media_type};base64,{base64.b64encode(file.getvalue()).decode()}", *picture.size)

@@ -104,12 +104,16 @@ def test_a_card_shows_the_verdict_and_the_picture_itself(root: Path, folder: Fol
     assert made.cards[0]["class"] == "control"
 
 
-def test_large_images_become_small_pictures(root: Path, folder: Folder, write, record: Make, encode) -> None:
-    write(folder(), [record(content=encode(0, "PNG", 800))])
+@pytest.mark.parametrize(("side", "shown"), [(800, 160), (161, 160), (160, 160), (65, 65)])
+def test_large_images_become_small_pictures(
+    root: Path, folder: Folder, write, record: Make, encode, side: int, shown: int
+) -> None:
+    write(folder(), [record(content=encode(0, "PNG", side))])
     (picture,) = sheet(root).pictures
     kind, _, data = picture.partition(";base64,")
     assert kind == "data:image/jpeg"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (160, 160)
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (shown, shown)
+    assert len(picture) < 30_000  # of noise, the worst there is
 
 
 def test_nothing_captured_is_a_page_too(root: Path, folder: Folder) -> None:
