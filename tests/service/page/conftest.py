@@ -12,8 +12,9 @@ from shown import QUIET, Shown
 from service.settings import Settings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser; not for longer than a file, since an event loop runs in this thread as long as Playwright does."""
     found = shutil.which("chromium")
     assert found, "no chromium; on Debian: apt-get install chromium"
     expect.set_options(timeout=15_000)
