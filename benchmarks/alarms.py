@@ -104,8 +104,10 @@ def images_to_false_alarm(
     return Mean(mean, mean * math.hypot(lasting.error / lasting.value, alarm.error / alarm.value))
 
 
-def table(model: str, images_between: Sequence[float], ood_share: float, runs: int, seed: int) -> str:
-    """Return the table of a shipped bundle: a row a promise A, in images.
+def table(
+    model: str, images_between: Sequence[float], ood_share: float, runs: int, seed: int, rates: Sequence[float] = ()
+) -> str:
+    """Return the table of a shipped bundle: a row a promise A, in images; `rates` are the false-flag rates to look at.
 
     Raises:
         ValueError: the bundle states no detection rate.
@@ -115,7 +117,8 @@ def table(model: str, images_between: Sequence[float], ood_share: float, runs: i
     if detected is None:
         raise ValueError(f"{model} states no detection rate")
     shifted, rng = shifted_rate(manifest, ood_share), np.random.default_rng(seed)
-    heads = ["A", *(f"false, flags at {rate:.4f}" for rate in (mean_rate, bound)), *(f"{s:.0%} OOD" for s in SHARES)]
+    false_rates = rates or (mean_rate, bound)
+    heads = ["A", *(f"false, flags at {rate:.4f}" for rate in false_rates), *(f"{s:.0%} OOD" for s in SHARES)]
     lines = [
         f"{manifest.name}@{manifest.version}: {mean_rate:.4f} of in-distribution images are flagged on average, "
         f"{bound:.4f} at most, {detected:.4f} of OOD ones; tuned for {shifted:.4f}. In images, {runs} runs.",
@@ -125,7 +128,7 @@ def table(model: str, images_between: Sequence[float], ood_share: float, runs: i
     ]
     for least in images_between:
         cusum = Cusum(rate=bound, shifted_rate=shifted, limit=math.log(least))
-        means = [images_to_false_alarm(cusum, rate, shifted, runs, rng) for rate in (mean_rate, bound)]
+        means = [images_to_false_alarm(cusum, rate, shifted, runs, rng) for rate in false_rates]
         for share in SHARES:
             flag_rate = (1 - share) * mean_rate + share * detected
             means.append(Mean.of(run_lengths(cusum, flag_rate, runs, rng)))
@@ -139,10 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="cifar10", help="a bundle that ships")
     parser.add_argument("--images", type=float, nargs="+", default=[1e3, 1e5, DEFAULT], help="A: images between alarms")
     parser.add_argument("--ood-share", type=float, default=WatchOptions.ood_share, help="what the alarm is tuned for")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[], help="false-flag rates, if not the mean one and its bound"
+    )
     parser.add_argument("--runs", type=int, default=100_000, help="streams, or excursions, a figure")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    print(table(options.model, options.images, options.ood_share, options.runs, options.seed))
+    print(table(options.model, options.images, options.ood_share, options.runs, options.seed, options.rates))
     return 0
 
 

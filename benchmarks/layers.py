@@ -52,6 +52,8 @@ FORWARD_S = 0.005
 """A forward pass of the waiting runtime."""
 CONNECTIONS = (1, 64)
 IMAGES_PER_REQUEST = 64
+TIMES = 100
+"""What is too short to be told from what is around it is done so often."""
 QUEUE_IMAGES = 2 * max(CONNECTIONS) * IMAGES_PER_REQUEST
 VERDICT = Verdict(class_id=3, confidence=0.97, negative_energy=12.503654479980469, p_value=0.41, is_ood=False)
 SECONDS: dict[Stage, float] = {"decode": 0.0001, "queue": 0.0002, "forward": 0.002, "total": 0.0025}
@@ -179,9 +181,15 @@ def parts(state: State, engine: Engine, jpeg: bytes) -> Iterator[tuple[str, ASGI
 
     watch, classes = Watch(engine.bundle.manifest, WatchOptions()), ClassCounts(len(engine.bundle.manifest.classes))
 
-    async def watch_alone(_: Request) -> None:
-        watch.judged([VERDICT.p_value])
-        classes.count([VERDICT])
+    def watch_alone(number: int) -> Work:
+        found = [VERDICT] * number
+
+        async def often(_: Request) -> None:
+            for _ in range(TIMES):
+                watch.judged([verdict.p_value for verdict in found])
+                classes.count(found)
+
+        return often
 
     yield "id, token, log line, count", RequestScope(raw, lambda: state)
     yield "reading the body", on_raw(read)
@@ -189,7 +197,8 @@ def parts(state: State, engine: Engine, jpeg: bytes) -> Iterator[tuple[str, ASGI
     yield "JPEG decoded on a thread", on_raw(decode_on_a_thread)
     yield "queue, engine's thread, verdicts", on_raw(predict)
     yield "metrics of verdicts and stages", on_raw(count)
-    yield "of these, window, alarm and classes", on_raw(watch_alone)
+    yield f"of these, window, alarm and classes, {TIMES} times", on_raw(watch_alone(1))
+    yield f"the same of {IMAGES_PER_REQUEST} images, {TIMES} times", on_raw(watch_alone(IMAGES_PER_REQUEST))
     yield "reply as JSON", on_raw(as_json)
     yield "reply as a pydantic model, then JSON", on_raw(as_model)
 

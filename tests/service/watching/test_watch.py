@@ -144,6 +144,18 @@ def test_what_is_expected_of_a_bundle_follows_from_its_manifest() -> None:
     assert expectations.shifted_rate(MANIFEST, 0.2) == pytest.approx(0.8 * highest + 0.2 * detected)
 
 
+def test_flagged_is_what_the_verdicts_say_at_the_very_threshold() -> None:
+    series = Metrics(["/predict"]).model(MANIFEST)
+    ranks = np.arange(K - 2, K + 3)
+    series.answered(
+        [Verdict(0, 0.9, 3.0, p, bool(rank <= K)) for rank, p in zip(ranks, ranks / (N + 1), strict=True)], {}
+    )
+    found = series.watched()
+    assert found.classes is not None
+    assert found.flagged == found.classes[0].ood == 3
+    assert found.window.flagged_ratio == 0.6
+
+
 def test_a_bundle_without_evaluation_has_no_share_but_an_alarm() -> None:
     manifest, metrics = MANIFEST.model_copy(update={"evaluation": None}), Metrics(["/predict"])
     series = metrics.model(manifest)
