@@ -237,6 +237,7 @@ async function judge(card, file) {
   const by = model;
   const all = by.verdict === "negative_energy" ? "" : "?scores=all";
   card.className = "";
+  card.querySelector(".name").textContent = $("chooser").hidden ? file.name : `${file.name}, by ${label(by)}`;
   card.querySelector(".again").hidden = true;
   try {
     const { predictions } = await ask(`models/${label(by)}/predict${all}`, file);
@@ -394,7 +395,7 @@ async function start() {
     complain("");
   } catch (refusal) {
     if (!(refusal instanceof Refusal)) throw refusal;
-    if (refusal.status === 401) return;
+    if (refusal.status === 401) return complain(key && "The server does not know this key.");
     complain(refusal.message);
     setTimeout(start, WATCH_EVERY_MS);
   }
@@ -428,6 +429,7 @@ async function choose(name) {
 }
 
 function lock() {
+  if (!$("lock").hidden) return;
   $("lock").hidden = false;
   $("token").focus();
 }

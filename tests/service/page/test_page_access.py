@@ -102,10 +102,12 @@ def test_a_closed_server_asks_for_its_key_and_the_page_forgets_it(
         with page.expect_response("**/models") as refused:
             page.keyboard.press("Enter")
         assert refused.value.status == 401
+        expect(page.get_by_role("alert")).to_have_text("The server does not know this key.")
         page.get_by_label("This server asks for a key").fill("sesame")
         page.keyboard.press("Enter")
         expect(page.locator("#live")).to_be_visible()
         expect(page.locator("#lock")).to_be_hidden()
+        expect(page.get_by_role("alert")).to_be_hidden()
         page.set_input_files("#files", frog)
         (card,) = shown.cards(1)
         expect(card.locator(".answer")).to_contain_text("frog")
@@ -135,6 +137,7 @@ def test_a_model_is_chosen_among_several(
         page.set_input_files("#files", ship)
         strict, _ = shown.cards(2)
         expect(strict).to_have_class("ood")
+        expect(strict.locator(".name")).to_have_text("08102.png, by strict@2")
         scores = load_file(BUNDLE / "calibration.safetensors")["negative_energy"]
         threshold = scores[len(scores) // 2 - 1]
         expect(page.locator("#energies text.side")).to_have_text(f"flagged up to {threshold:.2f}")
