@@ -110,6 +110,8 @@ def test_make_observe_shows_an_alarm_and_ends_at_ctrl_c(openvino_cache: Path) ->
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Not ignored, as it is in what a shell runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
