@@ -165,6 +165,7 @@ def test_what_is_not_ours_is_shown_as_text(root: Path, folder: Folder, write, re
     made = sheet(root)
     assert made.headings == [name]
     assert made.cards[0]["data-class"] == name
+    assert made.text.count(name) == 3  # among the classes, as heading, on the card
     assert "request <b>'\"" in made.text
     text = page(read_captured(root).images, limit=1)
     assert text.count("<script") == 1
