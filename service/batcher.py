@@ -86,7 +86,7 @@ class Batch(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """The queue. `submit` from any thread; `take`, `finish` and `fail` from the one that runs batches."""
+    """The queue. `submit` from any thread; `take` and `finish` from the one that runs batches."""
 
     def __init__(
         self, *, sizes: Sequence[int], max_items: int, on_drop: Callable[[DropReason], None] = lambda _: None

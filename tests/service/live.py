@@ -23,7 +23,7 @@ from service.state import State
 
 SERVE = Path(sys.executable).parent / "ood-serve"
 BUNDLE = Store(SHIPPED).resolve(BundleRef("cifar10", 1))
-"""The bundle that is served unless another is named: the newest of the shipped store."""
+"""The bundle that is served unless another is named: one score, so that a reply has just that."""
 VERSION = int(BUNDLE.name)
 MODEL = f'model="cifar10",version="{VERSION}"'
 
