@@ -24,7 +24,8 @@ from training.config import Recipe, read_recipe
 from training.pipeline import Run
 from training.progress import silent
 from training.run_folder import write_weights
-from training.trainer import Batch, EpochBatches, Stage, train
+from training.step import Batch
+from training.trainer import EpochBatches, Stage, train
 
 LEARNING_RATE = 1e-6
 """Random labels are learnt from; this keeps the network where it is."""

@@ -1,17 +1,24 @@
 """Augmented batches from sets that stand on the device, or on the host when they do not fit there."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from training.augment import augment
 from training.augment_spec import AugmentSpec
 from training.datasets import ImageSet, PlacedImages
 from training.distributed import ALONE, Processes
+from training.step import Batch
 from training.synthetic_outliers import synthetic_outliers
-from training.trainer import Batch
+
+AT_ONCE = 16
+"""Batches that a GPU augments together: it takes longer to be told what to do with one than to do it."""
+
+Item = TypeVar("Item")
 
 
 class LabelledBatches:
@@ -44,8 +51,9 @@ class LabelledBatches:
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches."""
         own = self.processes.own_generator(generator)
-        for batch in self.as_stored(generator):
-            yield Batch(augment(batch.images, self.spec, own), batch.labels)
+        for group in _groups(self.as_stored(generator), self.device):
+            images = _augmented([batch.images for batch in group], self.spec, own)
+            yield from (Batch(*pair) for pair in zip(images, (batch.labels for batch in group), strict=True))
 
     def as_stored(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches that are not augmented yet, in an order that `generator` draws."""
@@ -74,14 +82,16 @@ class OutlierBatches:
     def __call__(self, generator: Generator) -> Iterator[Batch]:
         """Yield one epoch of batches, as many as the labelled images fill."""
         device, n = self.labelled.device, len(self.images)
-        processes, spec = self.labelled.processes, self.labelled.spec
+        processes = self.labelled.processes
         own = processes.own_generator(generator)
         start = torch.randint(n, (), generator=generator, device=device)
         reach = torch.arange(self.batch_size, device=device)[processes.share(self.batch_size)]
-        for step, batch in enumerate(self.labelled.as_stored(generator)):
-            index = self.order[(start + step * self.batch_size + reach) % n]
-            images = [augment(role, spec, own) for role in (batch.images, self.images.take(index))]
-            yield Batch(torch.cat(images), batch.labels)
+
+        def outliers(step: int) -> Tensor:
+            return self.images.take(self.order[(start + step * self.batch_size + reach) % n])
+
+        stored = ((batch, outliers(step)) for step, batch in enumerate(self.labelled.as_stored(generator)))
+        yield from _mixed(stored, self.labelled, own)
 
 
 class SyntheticOutlierBatches:
@@ -103,10 +113,9 @@ class SyntheticOutlierBatches:
         """Yield one epoch of batches, as many as the labelled images fill."""
         processes = self.labelled.processes
         own, count = processes.own_generator(generator), self.batch_size // processes.count
-        for batch in self.labelled.as_stored(generator):
-            outliers = synthetic_outliers(batch.images, count, own)
-            images = [augment(role, self.labelled.spec, own) for role in (batch.images, outliers)]
-            yield Batch(torch.cat(images), batch.labels)
+        labelled = self.labelled.as_stored(generator)
+        stored = ((batch, synthetic_outliers(batch.images, count, own)) for batch in labelled)
+        yield from _mixed(stored, self.labelled, own)
 
 
 def mixed_batches(
@@ -116,3 +125,26 @@ def mixed_batches(
     if outliers is None:
         return SyntheticOutlierBatches(labelled, batch_size)
     return OutlierBatches(labelled, outliers, batch_size, seed)
+
+
+def _mixed(stored: Iterator[tuple[Batch, Tensor]], labelled: LabelledBatches, own: Generator) -> Iterator[Batch]:
+    """Augment labelled batches and their outliers, and put each pair together."""
+    for group in _groups(stored, labelled.device):
+        batches, outliers = zip(*group, strict=True)
+        images = _augmented([batch.images for batch in batches], labelled.spec, own)
+        others = _augmented(outliers, labelled.spec, own)
+        for batch, *roles in zip(batches, images, others, strict=True):
+            yield Batch(torch.cat(roles), batch.labels)
+
+
+def _groups(batches: Iterator[Item], device: torch.device) -> Iterator[list[Item]]:
+    """Gather batches that are augmented by one call."""
+    size = AT_ONCE if device.type == "cuda" else 1
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def _augmented(batches: Sequence[Tensor], spec: AugmentSpec, generator: Generator) -> tuple[Tensor, ...]:
+    """Augment several batches by one call."""
+    together = augment(torch.cat(list(batches)), spec, generator)
+    return torch.split(together, [len(images) for images in batches])

@@ -3,12 +3,12 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,6 +21,7 @@ from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.losses import Objective
 from training.run_folder import is_done, open_stage, read_weights, require_finite, write_json, write_weights
+from training.step import Batch, Step, make_step
 
 FINAL_LEARNING_RATE = 1e-6
 CHECKPOINT = "checkpoint.pt"
@@ -30,16 +31,6 @@ AVERAGE_EVERY_STEPS = 50
 """Weights of neighbouring steps are nearly the same; more of them cost time and change little."""
 STATISTICS_STEPS = 100
 """Batches from which batch-norm statistics of averaged weights are measured: 12,800 images at the usual size."""
-
-
-class Batch(NamedTuple):
-    """Pixels uint8 (N + M, H, W, 3), the N in-distribution images first, and their labels int64 (N,).
-
-    Of several processes each has its share of the pixels, and the labels of all.
-    """
-
-    images: Tensor
-    labels: Tensor
 
 
 class EpochBatches(Protocol):
@@ -132,15 +123,19 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
     network.to(device).to(memory_format=torch.channels_last).train()
     spec = stage.optimisation
     optimizer = torch.optim.SGD(
-        network.parameters(), spec.learning_rate, spec.momentum, weight_decay=spec.weight_decay, nesterov=True
+        network.parameters(),
+        spec.learning_rate,
+        spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=True,
+        fused=device.type == "cuda",
     )
     average = AveragedModel(network) if spec.averaged_epochs else None
     history = _restore(stage, network, optimizer, average)
-    parallel = stage.processes.parallel(network, device)
-    forward = torch.compile(parallel, dynamic=False) if stage.execution.compile else parallel
+    take_step = make_step(network, stage.objective, stage.execution, stage.processes, device)
     for epoch in range(len(history), spec.epochs):
         averaging = average if epoch >= spec.epochs - (spec.averaged_epochs or 0) else None
-        finished = _train_epoch(network, forward, optimizer, averaging, stage, epoch, device, progress)
+        finished = _train_epoch(network, take_step, optimizer, averaging, stage, epoch, device, progress)
         history.append(finished)
         stage.processes.first_does(lambda: _keep(stage, network, optimizer, average, history))
         progress(stage, epoch, len(stage.batches), finished)
@@ -170,7 +165,7 @@ def learning_rate(step: int, steps: int, spec: OptimisationSpec) -> float:
 
 def _train_epoch(
     network: nn.Module,
-    forward: Callable[[Tensor], Any],
+    take_step: Step,
     optimizer: torch.optim.Optimizer,
     averaging: AveragedModel | None,
     stage: Stage,
@@ -181,19 +176,14 @@ def _train_epoch(
     generator = _seed_epoch(stage, epoch, device)
     running = _Running(device)
     spec, steps = stage.optimisation, len(stage.batches)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=stage.execution.precision == "bfloat16")
     for step, batch in enumerate(stage.batches(generator)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec)
-        optimizer.zero_grad(set_to_none=True)
-        with autocast:
-            output = stage.processes.gather(forward(batch.images), len(batch.labels))
-        loss = stage.objective(output, batch.labels)
-        stage.processes.backward(loss)
+        output = take_step(batch)
         optimizer.step()
         if averaging is not None and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
             averaging.update_parameters(network)
-        running.add(loss.detach(), output.logits.detach(), batch.labels)
+        running.add(output.loss, output.logits, batch.labels)
         if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
             stage.processes.first_does(lambda: _check_finite(running, stage, epoch))
             progress(stage, epoch, step, running.figures())

@@ -11,7 +11,8 @@ from benchmarks import training as benchmark
 from benchmarks.training import Round, StageSpeed, Turns, measure_stage, table
 from model_store.networks import NetworkOutput
 from training.config import ExecutionSpec, OptimisationSpec, Recipe, read_recipe
-from training.trainer import Batch, Stage
+from training.step import Batch
+from training.trainer import Stage
 
 CPU = torch.device("cpu")
 

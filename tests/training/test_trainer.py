@@ -25,8 +25,9 @@ from training.outlier_classes import outlier_pieces
 from training.pretrain import pretrain
 from training.progress import silent
 from training.run_folder import exclusive, open_stage
+from training.step import Batch
 from training.synthetic_outliers import KINDS
-from training.trainer import Batch, Figures, Stage, learning_rate, train
+from training.trainer import Figures, Stage, learning_rate, train
 
 CPU = torch.device("cpu")
 PLAIN = AugmentSpec(flip=False, crop_padding=0)
