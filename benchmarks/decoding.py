@@ -1,7 +1,7 @@
 """What a JPEG of a small network's size costs to load, beside bare Pillow: `Image.open`, conversion, array.
 
-The two take turns. What a repeat takes is divided by its images; the least of the repeats is the cost, as far as other
-work on the machine can be kept out of it, and the median is what it came to.
+CPU time. The two take turns, and what a repeat takes is divided by its images; the least of the repeats is the cost as
+far as other work on the machine, which shares caches and clock, can be kept out of it.
 """
 
 import argparse
@@ -45,14 +45,14 @@ def jpegs(pixels: NDArray[np.uint8], quality: int, chroma: str) -> list[bytes]:
 
 
 def measure(files: Sequence[bytes], loads: Sequence[Load], repeats: int) -> list[list[float]]:
-    """Return microseconds an image, by load and repeat."""
+    """Return CPU microseconds an image, by load and repeat."""
     taken: list[list[float]] = [[] for _ in loads]
     for _ in range(repeats):
         for load, found in zip(loads, taken, strict=True):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             for file in ROUNDS * list(files):
                 load(file)
-            found.append(1e6 * (time.perf_counter() - begun) / (ROUNDS * len(files)))
+            found.append(1e6 * (time.thread_time() - begun) / (ROUNDS * len(files)))
     return taken
 
 

@@ -2,8 +2,9 @@
 
 Pillow decodes. Its plugins are called directly rather than through `Image.open`, so that only the formats below are
 ever parsed and the limits are ours, not the process-wide `Image.MAX_IMAGE_PIXELS` (the WebP, GIF and TIFF plugins
-still refuse more than twice that by themselves, which the default limits never reach). The first frame of an
-animation counts. Embedded colour profiles are not applied, as in the data sets that networks are trained on.
+still refuse more than twice that by themselves, which the default limits never reach). Small JPEGs go to its codec
+without a plugin (`small_jpeg`). The first frame of an animation counts. Embedded colour profiles are not applied, as in
+the data sets that networks are trained on.
 
 Pillow warns of broken metadata in TIFF and AVIF, and logs; who makes errors of warnings sees such images refused.
 """
