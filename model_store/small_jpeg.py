@@ -1,4 +1,4 @@
-"""Small JPEGs of the usual kind, decoded by Pillow's codec without its parser, which takes longer than their pixels.
+"""Small JPEGs of the usual kind, decoded by Pillow's codec without its parser, which takes as long as their pixels.
 
 Pillow's JPEG plugin reads a file's segments one by one, in Python, for metadata that nobody asks for here. Its codec
 reads the whole file anyway, so that it gives the same pixels without. What is not of the usual kind, or not whole, is
