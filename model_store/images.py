@@ -2,23 +2,22 @@
 
 Pillow decodes. Its plugins are called directly rather than through `Image.open`, so that only the formats below are
 ever parsed and the limits are ours, not the process-wide `Image.MAX_IMAGE_PIXELS` (the WebP, GIF and TIFF plugins
-still refuse more than twice that by themselves, which the default limits never reach). The first frame of an
-animation counts. Embedded colour profiles are not applied, as in the data sets that networks are trained on.
+still refuse more than twice that by themselves, which the default limits never reach). Small JPEGs go to its codec
+without a plugin (`small_jpeg`). The first frame of an animation counts. Embedded colour profiles are not applied, as in
+the data sets that networks are trained on.
 
 Pillow warns of broken metadata in TIFF and AVIF, and logs; who makes errors of warnings sees such images refused.
 """
 
 import io
 import re
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, __version__, features
+from PIL import Image, __version__, features
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -29,6 +28,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from model_store import small_jpeg
 from model_store.errors import (
     CorruptImageError,
     EmptyImageError,
@@ -38,9 +38,8 @@ from model_store.errors import (
     UnsupportedImageError,
 )
 from model_store.manifest import PreprocessSpec
+from model_store.orientation import Box, Pixels, read_orientation, upright
 
-Pixels = npt.NDArray[np.uint8]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 Encoding = Literal["jpeg", "webp", "avif", "jpeg2000", "lossless"]
 
 DECODER = f"Pillow {__version__} (libjpeg-turbo {features.version_feature('libjpeg_turbo')})"
@@ -248,17 +247,31 @@ def _decode(encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple
     kind = _sniff(encoded, limits)
     with _refusing(f"the {kind.name} image of {len(encoded):,} bytes"):
         pixels, box, orientation = _read(kind, encoded, limits, at_least)
-    return _upright(pixels, box, orientation)
+    return upright(pixels, box, orientation)
 
 
 def _read(kind: _Format, encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple[Pixels, Box, int]:
+    if kind.name == "JPEG" and (small := _read_small_jpeg(encoded, limits, at_least)):
+        return small
     image = kind.file(io.BytesIO(encoded) if len(encoded) < _MANY_BYTES else _Source(encoded))
     stored = _check_pixels(image, limits)
     drafted = image.draft(None, (at_least, at_least)) if at_least else None
     box = drafted[1] if drafted else (0, 0, *image.size)
     _check_memory(image, stored, kind.bytes_per_pixel, limits)
     image.load()
-    return _to_rgb(image), box, _orientation(image.info.get("exif"))
+    return _to_rgb(image), box, read_orientation(image.info.get("exif"))
+
+
+def _read_small_jpeg(encoded: bytes, limits: DecodeLimits, at_least: int | None) -> tuple[Pixels, Box, int] | None:
+    """Read as `_read` goes on to, in half the time; None leaves it to that to read the image, or to refuse it."""
+    header = small_jpeg.read_header(encoded)
+    if header is None or limits.max_memory_bytes < small_jpeg.MAX_MEMORY_BYTES:
+        return None
+    width, height, exif = header
+    if width * height > limits.max_pixels or (at_least and min(width, height) >= 2 * at_least):
+        return None
+    pixels = small_jpeg.decode(encoded, header)
+    return None if pixels is None else (pixels, (0, 0, width, height), read_orientation(exif))
 
 
 def _sniff(encoded: bytes, limits: DecodeLimits) -> _Format:
@@ -372,35 +385,3 @@ def _deep_grey(image: ImageFile) -> Callable[[Image.Image], Pixels]:
         return grey[:, :, None]
 
     return convert
-
-
-def _orientation(exif: bytes | None) -> int:
-    """Read 1 to 8 out of an EXIF block, 1 where it has none or is broken. Pillow's reader parses all, and warns."""
-    if not exif:
-        return 1
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = ">" if tiff.startswith(b"MM") else "<"
-    try:
-        (first,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, first)
-        for entry in range(first + 2, first + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
-            if tag == ExifTags.Base.Orientation:
-                (value,) = struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}[kind], tiff, entry + 8)
-                return int(value) if value in range(1, 9) else 1
-    except (struct.error, KeyError):
-        pass
-    return 1
-
-
-def _upright(pixels: Pixels, box: Box, orientation: int) -> tuple[Pixels, Box]:
-    """Undo the turns and mirrorings that EXIF numbers 1 to 8, of the pixels and of the box. TIFF comes upright."""
-    left, top, right, bottom = box
-    if orientation in (5, 6, 7, 8):
-        pixels, (left, top, right, bottom) = pixels.swapaxes(0, 1), (top, left, bottom, right)
-    height, width = pixels.shape[:2]
-    if orientation in (2, 3, 6, 7):
-        pixels, left, right = pixels[:, ::-1], width - right, width - left
-    if orientation in (3, 4, 7, 8):
-        pixels, top, bottom = pixels[::-1], height - bottom, height - top
-    return np.ascontiguousarray(pixels), (left, top, right, bottom)
