@@ -65,7 +65,8 @@ def test_a_phone_scrolls_in_one_direction(show: Show, newest: Running, tmp_path:
     page = shown.open()
     page.set_input_files("#files", [long_name, frog])
     page.get_by_role("button", name="rocket").click()
-    shown.cards(3)
+    rocket, *_ = shown.cards(3)
+    assert "\u00a0% sure" in rocket.locator(".answer").inner_text()  # never parted from its number
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     beyond = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 360.5).length"
     assert page.evaluate(beyond) == 0

@@ -133,6 +133,18 @@ def test_a_refusal_that_passes_can_be_tried_again(show: Show, newest: Running, f
     shown.faults.remove("Failed to load resource: net::ERR_FAILED")
 
 
+def test_a_sample_that_can_not_be_fetched_is_told_of(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.route("**/frog.png", lambda route: route.abort(), times=1)
+    page.get_by_role("button", name="frog").click()
+    expect(page.get_by_role("alert")).to_have_text("The sample can't be fetched: the server does not answer.")
+    page.get_by_role("button", name="frog").click()
+    shown.cards(1)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    shown.faults.remove("Failed to load resource: net::ERR_FAILED")
+
+
 def test_an_image_may_be_pasted(show: Show, newest: Running, frog: Path) -> None:
     shown = show(newest)
     page = shown.open()
