@@ -13,8 +13,8 @@ let model = null; // as GET /models/{model} has it
 // Words and numbers
 
 const label = ({ name, version }) => `${name}@${version}`;
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const sure = (confidence) => (confidence < 0.9995 ? `${percent(confidence)} sure` : "over 99.9 % sure");
+const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`; // on one line
+const sure = (confidence) => (confidence < 0.9995 ? `${percent(confidence)} sure` : "over 99.9\u00a0% sure");
 const whole = (count) => count.toLocaleString("en");
 const number = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
 const spoken = (score) => score.replaceAll("_", " ");
@@ -452,6 +452,7 @@ $("samples").addEventListener("click", async ({ target }) => {
   if (!button) return;
   const reply = await fetch(button.value).catch(() => null);
   if (!reply?.ok) return complain("The sample can't be fetched: the server does not answer.");
+  complain("");
   const content = await reply.blob();
   return take([new File([content], button.value.split("/").pop(), { type: content.type })]);
 });

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from live import Running
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 from safetensors.numpy import load_file
 from shown import Shown, predicted
 
@@ -31,6 +31,13 @@ def drop(page: Page, *files: Path) -> None:
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **at})
+
+
+def percent_of(mark: Locator) -> float:
+    """Where it stands, in percent of the chart's width."""
+    return float(
+        mark.evaluate("e => (e.getAttribute('x') ?? e.getAttribute('x1') ?? e.getAttribute('cx')).slice(0, -1)")
+    )
 
 
 def test_a_dropped_image_gets_the_verdict_of_predict(show: Show, newest: Running, frog: Path) -> None:
@@ -62,17 +69,50 @@ def test_the_pin_stands_where_the_energy_is(show: Show, newest: Running, frog: P
     edges, counts, energy = calibration["edges"], calibration["counts"], expected["negative_energy"]
     last = max(at for at, count in enumerate(counts) if count)
     starts = [edges[at - 1] for at, count in enumerate(counts) if count]
-    percents = [float((bar.get_attribute("x") or "").removesuffix("%")) for bar in card.locator("rect").all()]
+    percents = [percent_of(bar) for bar in card.locator("rect").all()]
     slope, origin = np.polyfit(starts, percents, 1)  # the axis, by where the bars of known edges begin
     assert np.allclose(percents, slope * np.array(starts) + origin, atol=1e-6)
     assert slope * edges[last] + origin == pytest.approx(100)
-    for line, value in (("pin", energy), ("threshold", calibration["threshold"])):
-        x = float((card.locator(f"line.{line}").get_attribute("x1") or "").removesuffix("%"))
-        assert x == pytest.approx(slope * value + origin, abs=1e-6)
+    threshold = calibration["threshold"]
+    marks = {"line.pin": energy, "circle": energy, "text.value": energy, "line.threshold": threshold}
+    for mark, value in marks.items():
+        assert percent_of(card.locator(mark)) == pytest.approx(slope * value + origin, abs=1e-6)
+    sides = [card.get_by_text(text).bounding_box() or {} for text in ("← flagged", "in distribution →")]
+    whole = card.locator("svg").bounding_box() or {}
+    at = whole["x"] + whole["width"] * (slope * threshold + origin) / 100
+    assert sides[0]["x"] + sides[0]["width"] < at < sides[1]["x"]
     # The flagged bars are k - 1 of n images: their area is that share.
     bars = [(b.bounding_box() or {}, b.get_attribute("class")) for b in card.locator("rect").all()]
     areas = {kind: sum(box["width"] * box["height"] for box, k in bars if k == kind) for kind in ("flagged", "")}
     assert areas["flagged"] / sum(areas.values()) == pytest.approx(249 / 5000, abs=0.02)
+
+
+def test_an_image_is_shown_as_it_is(show: Show, newest: Running, frog: Path) -> None:
+    """Pixel by pixel, six times as large as its 32 of them."""
+    shown = show(newest)
+    shown.open().set_input_files("#files", frog)
+    (card,) = shown.cards(1)
+    canvas = card.locator("canvas")
+    expect(canvas).to_have_attribute("width", "192")
+    drawn = canvas.evaluate("c => [...c.getContext('2d').getImageData(0, 0, 192, 192).data]")
+    with Image.open(frog) as image:
+        large = np.asarray(image.convert("RGB")).repeat(6, axis=0).repeat(6, axis=1)
+    np.testing.assert_array_equal(np.reshape(drawn, (192, 192, 4))[..., :3], large)
+
+
+def test_an_image_between_threshold_and_median_is_not_flagged(show: Show, newest: Running, image_sets: Path) -> None:
+    ship = image_sets / "cifar10" / "test" / "ship" / "08102.png"
+    shown = show(newest)
+    shown.open().set_input_files("#files", ship)
+    (card,) = shown.cards(1)
+    expect(card).to_have_class("known")
+    (expected,) = predicted(newest, ship)["predictions"]
+    scores = load_file(NEWEST / "calibration.safetensors")["negative_energy"]
+    lower_than = int(100 * np.mean(scores > np.float32(expected["negative_energy"])))
+    assert lower_than > 50
+    expect(card.locator(".words")).to_have_text(
+        f"Lower than {lower_than} of 100 in-distribution images, but above the threshold: not flagged."
+    )
 
 
 def test_an_out_of_distribution_sample_is_flagged(show: Show, newest: Running) -> None:
@@ -85,9 +125,21 @@ def test_an_out_of_distribution_sample_is_flagged(show: Show, newest: Running) -
     expect(card.locator(".words")).to_have_text(
         "Lower than all 5,000 in-distribution images: flagged as out of distribution."
     )
-    page.get_by_role("button", name="frog").click()
-    shown.cards(2)
-    expect(page.locator("#tally")).to_have_text("2 images, 1 flagged")
+    for count in (2, 3):
+        page.get_by_role("button", name="frog").click()
+        shown.cards(count)
+    expect(page.locator("#tally")).to_have_text("3 images, 1 flagged")
+
+
+def test_more_images_than_are_asked_for_at_once_all_get_verdicts(show: Show, newest: Running, image_sets: Path) -> None:
+    files = sorted((image_sets / "cifar10" / "test" / "ship").iterdir())[:10]
+    assert len(files) == 10
+    shown = show(newest)
+    drop(shown.open(), *files)
+    cards = shown.cards(10)
+    assert [card.locator(".name").inner_text() for card in cards] == [file.name for file in files]
+    flagged = [predicted(newest, file)["predictions"][0]["is_ood"] for file in files]
+    assert [card.get_attribute("class") for card in cards] == ["ood" if is_ood else "known" for is_ood in flagged]
 
 
 def test_every_sample_is_what_it_is_there_for(show: Show, newest: Running) -> None:
@@ -133,6 +185,18 @@ def test_a_refusal_that_passes_can_be_tried_again(show: Show, newest: Running, f
     shown.faults.remove("Failed to load resource: net::ERR_FAILED")
 
 
+def test_a_sample_that_can_not_be_fetched_is_told_of(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.route("**/frog.png", lambda route: route.abort(), times=1)
+    page.get_by_role("button", name="frog").click()
+    expect(page.get_by_role("alert")).to_have_text("The sample can't be fetched: the server does not answer.")
+    page.get_by_role("button", name="frog").click()
+    shown.cards(1)
+    expect(page.get_by_role("alert")).to_be_hidden()
+    shown.faults.remove("Failed to load resource: net::ERR_FAILED")
+
+
 def test_an_image_may_be_pasted(show: Show, newest: Running, frog: Path) -> None:
     shown = show(newest)
     page = shown.open()
@@ -168,8 +232,36 @@ def test_the_traffic_moves_with_requests(show: Show, newest: Running, frog: Path
         "aria-label",
         f"Negative energies of the traffic: {seen['images']:,} images since the start, {seen['flagged']:,} flagged.",
     )
+    expect(page.locator("#alarm")).to_have_class("ood" if seen["cusum"]["shifted"] else "")
     bars = sum(count > 0 for count in seen["negative_energy"]["counts"])
     expect(page.locator("#energies rect")).to_have_count(bars)
+
+
+def test_the_traffic_is_drawn_where_it_is(show: Show, newest: Running, frog: Path) -> None:
+    """The axes, by where the numbers stand on them."""
+    httpx.post(f"{newest.url}/predict", content=frog.read_bytes()).raise_for_status()
+    page = show(newest).open()
+    threshold = httpx.get(f"{newest.url}/models/cifar10").json()["calibrations"]["negative_energy"]["threshold"]
+    for name, limit, words in (("energies", threshold, f"{threshold:.4g}"), ("p-values", STATED, f"{STATED:.3f}")):
+        chart = page.locator(f"#{name}")
+        ticks = chart.locator("text.tick").all()
+        axis = np.polyfit([float(tick.inner_html()) for tick in ticks], [percent_of(tick) for tick in ticks], 1)
+        line = percent_of(chart.locator("line.threshold"))
+        assert line == pytest.approx(np.polyval(axis, limit), abs=1e-6)
+        expect(chart.locator("text.side")).to_have_text(f"flagged up to {words}")
+        middle = "e => parseFloat(e.getAttribute('x')) + parseFloat(e.getAttribute('width')) / 2"
+        bars = chart.locator("rect").all()
+        assert bars
+        for bar in bars:
+            assert bar.get_attribute("class") == ("flagged" if bar.evaluate(middle) <= line else "")
+
+
+def test_another_version_than_the_one_watched_is_found(show: Show, newest: Running) -> None:
+    shown = show(newest)
+    page = shown.open()
+    with page.expect_response("**/models"):
+        page.route("**/watch", lambda route: route.fulfill(status=404, json={"error": {"message": "gone"}}), times=1)
+    expect(page.locator("#pulse")).to_have_text("live")
 
 
 def test_a_hidden_tab_asks_nothing(show: Show, newest: Running) -> None:
