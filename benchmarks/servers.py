@@ -96,9 +96,10 @@ def running(command: Sequence[str], port: int, probe: Probe = Probe()) -> Iterat
 
 
 def environment() -> dict[str, str]:
-    """Keep `OOD_*` settings of the shell out of what is measured, and this folder importable."""
+    """Keep `OOD_*` settings of the shell out of what is measured, and this folder importable, before what was so."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("OOD_")}
-    return ours | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return ours | {"PYTHONPATH": os.pathsep.join(folders)}
 
 
 def _await_ready(process: "subprocess.Popen[bytes]", url: str, probe: Probe, begun: float) -> None:

@@ -19,7 +19,7 @@ class JpegShare(Frozen):
 
 
 class ResizeAugment(Frozen):
-    """Scale a share of every batch down and back up, each image by a factor and a kernel of its own."""
+    """Scale a share of the images down and back up, each by a factor and a kernel of its own."""
 
     share: Fraction
     scale_min: float = Field(gt=0, le=1)

@@ -15,8 +15,9 @@ from training.distributed import ALONE, Processes
 from training.step import Batch
 from training.synthetic_outliers import synthetic_outliers
 
-AT_ONCE = 16
-"""Batches that a GPU augments together: it takes longer to be told what to do with one than to do it."""
+AT_ONCE = {"cuda": 16}
+"""Batches that are augmented together, by the device's type, elsewhere one: telling a GPU what to do with one takes
+longer than doing it."""
 
 Item = TypeVar("Item")
 
@@ -139,7 +140,7 @@ def _mixed(stored: Iterator[tuple[Batch, Tensor]], labelled: LabelledBatches, ow
 
 def _groups(batches: Iterator[Item], device: torch.device) -> Iterator[list[Item]]:
     """Gather batches that are augmented by one call."""
-    size = AT_ONCE if device.type == "cuda" else 1
+    size = AT_ONCE.get(device.type, 1)
     while group := list(islice(batches, size)):
         yield group
 

@@ -29,7 +29,7 @@ from benchmarks.http_requests import sample_images
 from benchmarks.processor import ProcessorTimes, session_memory_mib
 from benchmarks.results import Results, read_results
 from benchmarks.run import SMALL, Run
-from benchmarks.servers import free_port, running
+from benchmarks.servers import environment, free_port, running
 from benchmarks.soak import soak
 from benchmarks.targets import FULL, MODERATE, OVERLOAD
 from model_store.store import Store
@@ -75,6 +75,17 @@ def test_every_contender_has_a_name_and_a_request_of_its_own_form() -> None:
         assert contender.fullest.connections == 64
         asked = [load.connections for load in contender.loads if load.images_per_request == 1]
         assert asked == ([1, 16, 64] if contender.entrant.is_ours or contender.kind is EAGER else [64])
+
+
+def test_what_is_measured_finds_this_folder_and_what_the_shell_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OOD_PORT", "1")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    assert "OOD_PORT" not in environment()
+    first, *others = environment()["PYTHONPATH"].split(os.pathsep)
+    assert Path(first, "benchmarks", "servers.py").exists()
+    assert others == ["/elsewhere"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment()["PYTHONPATH"] == first
 
 
 def test_a_gpu_has_one_and_sixteen_http_workers_and_large_arrays() -> None:

@@ -97,7 +97,9 @@ def test_a_trial_differs_from_what_ships_in_two_intervals_and_the_targets(tmp_pa
 
 
 def test_alertmanager_takes_its_configuration() -> None:
-    _run("amtool", "check-config", ALERTMANAGER_CONFIG)
+    checked = _run("amtool", "check-config", ALERTMANAGER_CONFIG)
+    config = yaml.safe_load(ALERTMANAGER_CONFIG.read_text())
+    assert f" - {len(config['inhibit_rules'])} inhibit rules\n - {len(config['receivers'])} receivers\n" in checked
 
 
 @pytest.mark.parametrize("rule", rules("alert"), ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")

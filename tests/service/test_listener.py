@@ -59,4 +59,5 @@ def test_where_the_kernel_forbids_filters_newcomers_connect_still() -> None:
         listener.listen()
         listener.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
         turn_away(listener)
-        socket.create_connection(listener.getsockname(), timeout=5).close()
+        with begin_to_connect(listener.getsockname()) as newcomer:
+            assert is_connected(newcomer, 5)

@@ -376,6 +376,24 @@ def test_labelled_batches_show_every_image_once_in_a_new_order(train_set: ImageS
     assert not torch.equal(first[0].images, second[0].images)
 
 
+def test_batches_that_are_augmented_together_are_the_same_batches(
+    train_set: ImageSet, outliers: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU does, three at once of four, the last of them short; nothing is drawn by a plain augmentation."""
+    labelled = LabelledBatches(train_set, 64, PLAIN, CPU)
+    kinds = labelled, OutlierBatches(labelled, outliers, 32, seed=0)
+    one_by_one = [list(batches(torch.Generator().manual_seed(0))) for batches in kinds]
+    monkeypatch.setattr("training.batches.AT_ONCE", {"cpu": 3})
+    calls = []
+    monkeypatch.setattr("training.batches.augment", lambda images, *_: calls.append(len(images)) or images)
+    together = [list(batches(torch.Generator().manual_seed(0))) for batches in kinds]
+    assert calls == [192, 8, 192, 96, 8, 32]
+    for expected, found in zip(one_by_one, together, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+
+
 def test_outliers_follow_the_labelled_images_round_and_round(train_set: ImageSet, outliers: ImageSet) -> None:
     labelled = LabelledBatches(train_set, 50, PLAIN, CPU)
     batches = OutlierBatches(labelled, outliers, 100, seed=0)

@@ -148,6 +148,7 @@ def test_it_is_saved_while_the_server_runs(
         for images in (1, 2):
             post(server, pngs[:1])
             wait_until(lambda images=images: saved(tmp_path) == images)  # type: ignore[misc]
+        assert saved(tmp_path) == 2  # before the end, which saves too
 
 
 def saved(folder: Path) -> int:
