@@ -4,6 +4,7 @@ What is left is what a request costs in Python.
 """
 
 import asyncio
+import sys
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ import uvloop
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
 
+from service.admission import Admission
 from service.protocol import Protocol
+from service.turning_away import TurningAway
 
 DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 """The header that uvicorn sends with every answer; there it is made anew once a second."""
@@ -21,7 +24,12 @@ DATE = (b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")
 class Frontend:
     """An application behind the protocol that it is served with, and the requests that it is to answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, turning_away: TurningAway | None = None) -> None:
+        """Serve an application; or turn every request away instead."""
+        self._entrance: dict[str, Any] = {
+            "admission": Admission(served=0 if turning_away else sys.maxsize, waiting=0),
+            "turning_away": turning_away,
+        }
         self._config = uvicorn.Config(
             app, http=_Connection, log_config=None, access_log=False, server_header=False, lifespan="off", ws="none"
         )
@@ -44,7 +52,7 @@ class Frontend:
     async def _drive(self, load: "_Load", connections: int) -> float:
         shared = ServerState()
         shared.default_headers = [DATE]
-        clients = [_Connection(self._config, shared, {}) for _ in range(connections)]
+        clients = [_Connection(self._config, shared, {}, **self._entrance) for _ in range(connections)]
         for client in clients:
             client.connection_made(_Transport(load))
         requests, begun = load.left, time.process_time()

@@ -33,6 +33,7 @@ from benchmarks.spread import spread
 from model_store import images
 from model_store.networks import NetworkOutput
 from service import logs
+from service.admission import Admission
 from service.app import create_app
 from service.batcher import Waited
 from service.bodies import read_body
@@ -44,6 +45,7 @@ from service.served_models import Models
 from service.settings import Settings
 from service.stages import Stage
 from service.state import State
+from service.turning_away import TurningAway
 from service.watching.class_counts import ClassCounts
 from service.watching.expectations import WatchOptions
 from service.watching.watch import Watch
@@ -78,6 +80,7 @@ class Layer:
     request: bytes
     engine: Engine | None = None
     status: int = 200
+    turning_away: TurningAway | None = None
 
 
 class WaitingRuntime:
@@ -215,7 +218,10 @@ def whole(app: ASGIApp, engine: Engine, bodies: dict[str, bytes]) -> Iterator[La
         yield Layer(f"/predict, {name}, engine that answers at once", app, request, instant)
     for name, request in bodies.items():
         yield Layer(f"/predict, {name}, engine that waits", app, request, engine)
-    yield Layer("/predict, refused: the queue is full", app, next(iter(bodies.values())), full, status=429)
+    request = next(iter(bodies.values()))
+    yield Layer("/predict, refused: the queue is full", app, request, full, status=429)
+    turning_away = TurningAway(app.state.service, Admission(served=0, waiting=0))
+    yield Layer("/predict, turned away unread", app, request, status=429, turning_away=turning_away)
 
 
 @contextmanager
@@ -253,7 +259,7 @@ def layers(app: FastAPI) -> list[Layer]:
 
 def measure(app: FastAPI, found: Sequence[Layer], rounds: int, requests: int) -> dict[str, dict[int, list[float]]]:
     """Return CPU microseconds a request, by layer, connections and round; a first round warms up and does not count."""
-    frontends = [Frontend(layer.app) for layer in found]
+    frontends = [Frontend(layer.app, layer.turning_away) for layer in found]
     results: dict[str, dict[int, list[float]]] = {layer.name: {n: [] for n in CONNECTIONS} for layer in found}
     state: State = app.state.service
     served = state.models

@@ -131,7 +131,7 @@ def decode(encoded: bytes, limits: DecodeLimits = DecodeLimits(), *, at_least: t
 
 def looks_like_image(encoded: bytes) -> bool:
     """Return whether the first bytes are those of a format that is read."""
-    return any(kind.magic.match(encoded) for kind in _FORMATS)
+    return _ANY_MAGIC.match(encoded) is not None
 
 
 def suffix(encoded: bytes) -> str:
@@ -232,6 +232,7 @@ _FORMATS = (
     _Format("AVIF", ".avif", re.compile(rb".{4}ftyp(avi|m[is]f1.{0,64}avi)[fs]", re.DOTALL), AvifImageFile, 20),
     _Format("JPEG 2000", ".jp2", re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  "), Jpeg2KImageFile, 25),
 )
+_ANY_MAGIC = re.compile(b"|".join(kind.magic.pattern for kind in _FORMATS), re.DOTALL)
 
 
 _LOSSY: dict[str, Encoding] = {"JPEG": "jpeg", "WebP": "webp", "AVIF": "avif", "JPEG 2000": "jpeg2000"}

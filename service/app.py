@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 import model_store
 from service.bodies import PendingBytes
@@ -91,7 +92,6 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
     Raises:
         StartError: OTEL_* variables ask for traces, and they can't be had.
     """
-    settings = state.settings
     tracing = Tracing() if is_wanted(os.environ) else None
 
     app: FastAPI = FastAPIOffline(
@@ -106,20 +106,27 @@ def make_app(state: State, lifespan: Callable[[FastAPI], AbstractAsyncContextMan
     app.state.service = state
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(DirectRoutes, routers=ROUTERS)
-    app.add_middleware(RequestScope, state=lambda: state)
+    ours = app.build_middleware_stack
+    app.build_middleware_stack = lambda: _layers(ours(), state, tracing)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _layers(app: ASGIApp, state: State, tracing: Tracing | None) -> ASGIApp:
+    """Put our layers around FastAPI's own, through which no request goes then that it does not route itself."""
+    app = DirectRoutes(app, ROUTERS)
+    app = RequestScope(app, lambda: state)
     if tracing:
-        app.add_middleware(TracedRequests, tracing=tracing, templates=route_templates())
-    app.add_middleware(open_inference.WithoutSlash)
-    if settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_origins),
+        app = TracedRequests(app, tracing, route_templates())
+    app = open_inference.WithoutSlash(app)
+    if state.settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
+        app = CORSMiddleware(
+            app,
+            allow_origins=list(state.settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", DEADLINE_HEADER, "X-Request-Id", JSON_LENGTH_HEADER],
             expose_headers=["X-Request-Id", "Retry-After", JSON_LENGTH_HEADER],
         )
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 

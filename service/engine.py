@@ -23,6 +23,9 @@ from service.stages import Stage
 
 CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
+WORTHWHILE = 0.95
+"""A batch size is used if an image of it takes at most so much of what one of the next smaller size does."""
+TIMED = 2
 log = logging.getLogger(__name__)
 
 
@@ -43,13 +46,26 @@ class Started(NamedTuple):
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
-    """Return the sizes that are warmed and run: 1, 2, 3, 4, 6, 8, 12, ... and `largest`.
+    """Return the sizes that are tried: 1, 2, 3, 4, 6, 8, 12, ... and `largest`.
 
     What waits is cut to the largest of them that it fills, so nothing is padded and at most a third is left over,
     which is the next batch.
     """
     steps = {size for power in range(largest.bit_length()) for size in (2**power, 3 * 2**power)}
     return tuple(sorted({size for size in steps if size <= largest} | {largest}))
+
+
+def worthwhile(seconds: Mapping[int, float]) -> tuple[int, ...]:
+    """Return the batch sizes that take less time an image than all smaller ones; `seconds` are those of each.
+
+    A batch that saves nothing only makes its images wait for one another: a few images at once may take a processor
+    longer than one after another.
+    """
+    kept = [min(seconds)]
+    for size in sorted(seconds)[1:]:
+        if seconds[size] / size <= WORTHWHILE * seconds[kept[-1]] / kept[-1]:
+            kept.append(size)
+    return tuple(kept)
 
 
 class LocalEngine:
@@ -212,11 +228,21 @@ class LocalEngine:
             log.exception("the engine died", extra={"model": self.name})
 
     def _warm_up(self) -> None:
-        height, width = self.bundle.manifest.preprocess.height, self.bundle.manifest.preprocess.width
-        for size in self._batcher.sizes:
-            begun = time.monotonic()
-            self.bundle.predictor.predict(np.zeros((size, height, width, 3), np.uint8))
-            self._image_s = (time.monotonic() - begun) / size
+        """Run every batch size, and keep to those that pay."""
+        seconds = {size: self._seconds_of(size) for size in self._batcher.sizes}
+        self._batcher.sizes = worthwhile(seconds)
+        largest = self._batcher.sizes[-1]
+        self._image_s = seconds[largest] / largest
+
+    def _seconds_of(self, size: int) -> float:
+        """Return the least time of a batch, the first of its size aside, which may have to be prepared for."""
+        spec, times = self.bundle.manifest.preprocess, []
+        images = np.zeros((size, spec.height, spec.width, 3), np.uint8)
+        for _ in range(1 + TIMED):
+            begun = time.perf_counter()
+            self.bundle.predictor.predict(images)
+            times.append(time.perf_counter() - begun)
+        return min(times[1:])
 
     def _run(self) -> None:
         while True:

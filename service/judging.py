@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from starlette.requests import Request
 
+from service.admission import ARRIVED
 from service.batcher import Waited
 from service.bodies import Lease, read_body
 from service.capture.capture import Answered
@@ -81,17 +82,18 @@ async def judge(
             encodings=encodings,
         )
         begun = time.monotonic()
-        work = _ask(engine, lambda: read(body, lease), begun + budget_s)
+        arrived = request.scope["state"].get(ARRIVED, begun)
+        work = _ask(engine, lambda: read(body, lease), arrived + budget_s)
         question, waited, decode_s = await _while_connected(request, work)
     seconds: dict[Stage, float] = {
         "decode": decode_s,
-        "queue": waited.queue_s,
+        "queue": begun - arrived + waited.queue_s,
         "forward": waited.forward_s,
-        "total": time.monotonic() - begun,
+        "total": time.monotonic() - arrived,
     }
     engine.count_answered(waited.results, seconds)
     if (trace := trace_of(request)) is not None:
-        trace.judged(engine.name, len(waited.results), begun, seconds)
+        trace.judged(engine.name, len(waited.results), arrived, seconds)
     if state.capture is not None:
         answered = Answered(request.state.request_id, waited.results, question.sent, question.pixels)
         state.capture.offer(engine.bundle, answered)

@@ -41,6 +41,9 @@ def set_up(level: str, process: str | None = None) -> None:
     handler.setFormatter(JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # Where a line of code stands, and in which thread, is in no line of the log, and costs as much as the line.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     for noisy in ("uvicorn", "uvicorn.error", "asyncio"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, getattr(logging, level.upper())))
     logging.getLogger("PIL").setLevel(logging.WARNING)  # its debug lines hold what clients sent

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -52,7 +53,7 @@ class RequestScope:
             await self._app(scope, receive, send)
             return
         begun, state, request = time.monotonic(), self._state(), Request(scope, receive)
-        request.state.request_id = _request_id(request)
+        request.state.request_id = request_id_of(request.headers)
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -163,6 +164,7 @@ def _is_public(request: Request, settings: Settings) -> bool:
     return path in ("/", "/docs", "/openapi.json") or path.startswith(("/web/", "/static-offline-docs/"))
 
 
-def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
+def request_id_of(headers: Headers) -> str:
+    """Return the id that a client gave its request, if it is fit to be one, or a new one."""
+    given = headers.get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)

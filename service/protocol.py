@@ -1,15 +1,36 @@
-"""HTTP/1.1 on a connection: uvicorn's protocol, with bounds on a request's head, and deaf to protocol upgrades."""
+"""HTTP/1.1 on a connection: uvicorn's protocol, with bounds on requests and on their heads, and deaf to upgrades."""
 
 import re
-from asyncio import TimerHandle, Transport
-from typing import Any
+import time
+from asyncio import Task, TimerHandle, Transport
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from service.admission import ARRIVED, Admission
+from service.turning_away import TurningAway
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 30.0
+SMALL_BYTES = 32 * 1024
+"""Of a body; the protocol below holds twice as much before it stops reading."""
+WHOLE_S = 0.05
+"""How long a small body is waited for. Clients send it with the head, if often in a packet of its own."""
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@dataclass
+class _Held:
+    """A request that is not served yet, for its body is not here."""
+
+    cycle: RequestResponseCycle
+    app: ASGI3Application
+    timer: TimerHandle | None = None
 
 
 class Protocol(HttpToolsProtocol):
@@ -17,10 +38,17 @@ class Protocol(HttpToolsProtocol):
 
     A request that offers an upgrade (`curl --http2`, Java's client) is served as HTTP/1.1, as RFC 9110 allows: the
     parser below would take its body for the other protocol, so the offer is renamed before it gets there.
+
+    A POST whose small body comes with it is admitted, waits or is turned away, once it is whole. Any other request is
+    served at once: it holds no place while its client is slow, and what it takes is bounded elsewhere.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, admission: Admission, turning_away: TurningAway, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._admission = admission
+        self._turning_away = turning_away
+        self._held: _Held | None = None
+        self._is_receiving = False
         self._head_bytes = 0
         self._in_head = True
         self._late: TimerHandle | None = None
@@ -31,16 +59,22 @@ class Protocol(HttpToolsProtocol):
         self._late = self.loop.call_later(HEAD_TIMEOUT_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks; who has left in its body is served what it has sent, and so counted."""
         self._stop_clock()
         super().connection_lost(exc)
+        if self._held is not None:
+            self._serve_held()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and give up on a head that grows without end."""
         if self._in_head:
             self._head_bytes += len(data)
             data = _without_upgrade(data)
+        self._is_receiving = True
         super().data_received(data)
+        self._is_receiving = False
+        if self._held is not None:
+            self._consider(self._held)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self.transport.write(_TOO_LARGE)
             self.transport.close()
@@ -55,6 +89,55 @@ class Protocol(HttpToolsProtocol):
         """What comes next is another head."""
         self._in_head = True
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        """Hold a request until its body is here, or is not to be waited for."""
+        self._held = _Held(cycle, app)
+        if not self._is_receiving:
+            self._consider(self._held)
+
+    def _consider(self, held: "_Held") -> None:
+        cycle = held.cycle
+        if cycle.scope["method"] != "POST" or cycle.waiting_for_100_continue or len(cycle.body) > SMALL_BYTES:
+            self._serve_held()
+        elif not cycle.more_body:
+            self._release()
+            cycle.scope["state"][ARRIVED] = time.monotonic()
+            if not self._admission.enter(partial(self._serve, cycle, held.app)):
+                self._turn_away(cycle)
+        elif held.timer is None:
+            held.timer = self.loop.call_later(WHOLE_S, self._serve_held)
+
+    def _release(self) -> "_Held":
+        held, self._held = cast("_Held", self._held), None
+        if held.timer is not None:
+            held.timer.cancel()
+        return held
+
+    def _serve_held(self) -> None:
+        """Serve a request outside of the places."""
+        held = self._release()
+        super()._start_asgi_task(held.cycle, held.app)
+
+    def _serve(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: "Task[None]") -> None:
+        self.tasks.discard(task)
+        self._admission.leave()
+
+    def _turn_away(self, cycle: RequestResponseCycle) -> None:
+        scope = cast(Scope, cycle.scope)
+        answer = self._turning_away.answer(scope, self._admission.retry_after_s, keep_alive=cycle.keep_alive)
+        line, headers = answer.split(b"\r\n", 1)
+        shared = [b"%b: %b" % header for header in self.server_state.default_headers]
+        self.transport.write(b"\r\n".join([line, *shared, headers]))
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.response_complete = True
+        self.on_response_complete()
 
     def _stop_clock(self) -> None:
         if self._late is not None:

@@ -7,16 +7,19 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from service.admission import BATCHES_SERVED, LEAST_SERVED, Admission
 from service.listener import turn_away
 from service.protocol import Protocol
 from service.settings import Settings
 from service.state import State
+from service.turning_away import TurningAway
 
 KEEP_ALIVE_S = 75
 """Longer than load balancers keep idle connections (60 s), so that it is never the server who closes one in use."""
@@ -33,12 +36,14 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, state: State) -> None:
+        admission = make_admission(state.settings)
+        protocol = partial(Protocol, admission=admission, turning_away=TurningAway(state, admission))
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
                 access_log=False,
-                http=Protocol,
+                http=cast(type[asyncio.Protocol], protocol),
                 lifespan="on",
                 timeout_keep_alive=KEEP_ALIVE_S,
                 ws="none",
@@ -130,6 +135,13 @@ class Server(DrainingServer):
         if self.engine_died:
             self.drain(0.0)
         return await super().on_tick(counter)
+
+
+def make_admission(settings: Settings) -> Admission:
+    """Return the places and the line of one HTTP process."""
+    return Admission(
+        served=max(LEAST_SERVED, BATCHES_SERVED * settings.max_batch_size), waiting=settings.max_queue_images
+    )
 
 
 def _silent(connection: object) -> bool:

@@ -75,7 +75,10 @@ class Settings(BaseSettings):
 
     max_batch_size: int = Field(default=64, ge=1, le=1024, description="Most images in one forward pass.")
     max_queue_images: int = Field(
-        default=1024, ge=1, description="Images that may wait for one model; beyond them requests get 429."
+        default=1024,
+        ge=1,
+        description="Images that may wait for one model, and requests that may wait to be read; beyond them requests "
+        "get 429.",
     )
     max_pending_bytes: int = Field(
         default=256 * 2**20,

@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_tensors
 
+import service.engine
 import service.models
-from model_store import calibration
+from model_store import calibration, images
 from model_store.bundle import WEIGHTS, load_bundle
 from model_store.networks import build_network
 from model_store.score_specs import ScoreName
@@ -102,9 +103,19 @@ def pngs(image_sets: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted((image_sets / "cifar10" / "test").rglob("*.png"))]
 
 
+@pytest.fixture(scope="session")
+def pixels(pngs: list[bytes]) -> np.ndarray:
+    """The test images as the model takes them."""
+    spec = load_bundle(BUNDLE).manifest.preprocess
+    return np.stack([images.load(png, spec) for png in pngs])
+
+
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Bundles loaded from now on run behind this gate: it is open for warm-up and must be cleared to hold."""
+    """Bundles loaded from now on run behind this gate: it is open for warm-up and must be cleared to hold.
+
+    Every batch size is used, whatever it took on this machine.
+    """
     made = Gate()
     made.open.set()
 
@@ -114,6 +125,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         return bundle
 
     monkeypatch.setattr(service.models, "load_bundle", load)
+    monkeypatch.setattr(service.engine, "worthwhile", tuple)
     yield made
     made.open.set()
 

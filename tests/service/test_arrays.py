@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
-from live import BUNDLE, Gate, Running, running, samples
+from live import Gate, Running, running, samples
 from numpy.lib import format as npy
 
-from model_store import images
-from model_store.bundle import load_bundle
 from model_store.manifest import PreprocessSpec
 from service.arrays import read_array
 from service.errors import ServiceError, answer_for
@@ -34,13 +32,6 @@ def saved(array: Any, version: tuple[int, int] | None = None) -> bytes:
 def with_header(text: str, data: bytes = b"", version: int = 1) -> bytes:
     header = text.encode("latin-1")
     return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2 if version == 1 else 4, "little") + header + data
-
-
-@pytest.fixture(scope="module")
-def pixels(pngs: list[bytes]) -> np.ndarray:
-    """The test images as the model takes them."""
-    spec = load_bundle(BUNDLE).manifest.preprocess
-    return np.stack([images.load(png, spec) for png in pngs])
 
 
 def test_an_array_gets_the_verdicts_of_its_images(server: Running, pngs: list[bytes], pixels: np.ndarray) -> None:
