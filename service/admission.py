@@ -14,8 +14,6 @@ from typing import NamedTuple
 BATCHES_SERVED = 4
 """Requests served at once, in largest batches: one runs, one waits, one is replied to, one is read."""
 LEAST_SERVED = 64
-ARRIVED = "arrived"
-"""In the state of a request's scope: the `time.monotonic()` at which it was whole, where it was so at once."""
 
 
 class _Waiting(NamedTuple):

@@ -79,9 +79,11 @@ class Lease:
 
 
 async def read_body(
-    request: Request, lease: Lease, *, max_bytes: int, timeout_s: float, encodings: Sequence[str] = ()
+    request: Request, lease: Lease, *, max_bytes: int, timeout_s: float | None, encodings: Sequence[str] = ()
 ) -> bytes:
     """Read a body as it was sent, at most `max_bytes`, within `timeout_s`; `encodings` are those it may have.
+
+    timeout_s: None if all of it is here.
 
     Raises:
         ServiceError: no length, too large, empty, compressed otherwise, incomplete, late, or no memory left for it.

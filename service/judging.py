@@ -6,24 +6,23 @@ What a body looks like is the route's affair, and so is the reply.
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from starlette.requests import Request
 
-from service.admission import ARRIVED
+from service.arrival import arrival_of
 from service.batcher import Waited
 from service.bodies import Lease, read_body
 from service.capture.capture import Answered
 from service.engine_protocol import Engine, Pixels, Verdict
-from service.errors import ClientLeftError, InvalidHeaderError, late
+from service.errors import InvalidHeaderError, late
 from service.stages import Stage
 from service.state import state_of
 from service.tracing import trace_of
 
 DEADLINE_HEADER = "x-deadline-ms"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ async def judge(
     Raises:
         ServiceError: whatever stands in the way, from the headers to the engine.
     """
-    state = state_of(request)
+    state, arrival = state_of(request), arrival_of(request)
     settings = state.settings
     budget_s = _budget_s(request, settings.deadline_s)
     engine.require_room()
@@ -78,13 +77,13 @@ async def judge(
             request,
             lease,
             max_bytes=settings.max_request_bytes,
-            timeout_s=settings.body_timeout_s,
+            timeout_s=settings.body_timeout_s if arrival.whole_at is None else None,
             encodings=encodings,
         )
         begun = time.monotonic()
-        arrived = request.scope["state"].get(ARRIVED, begun)
+        arrived = arrival.whole_at or begun
         work = _ask(engine, lambda: read(body, lease), arrived + budget_s)
-        question, waited, decode_s = await _while_connected(request, work)
+        question, waited, decode_s = await arrival.while_connected(work)
     seconds: dict[Stage, float] = {
         "decode": decode_s,
         "queue": begun - arrived + waited.queue_s,
@@ -112,27 +111,6 @@ async def _ask(engine: Engine, read: Callable[[], Awaitable[Q]], deadline: float
             return question, waited, decode_s
     except TimeoutError:
         raise late(engine.name) from None
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`; cancel it if the client leaves, so that what it queued is never computed."""
-    asking = cast("asyncio.Task[Any]", asyncio.current_task())
-    leaving = asyncio.ensure_future(_cancel_at_disconnect(request, asking))
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not leaving.done():  # it is the server that stops
-            raise
-        asking.uncancel()
-        raise ClientLeftError("the client left before the answer") from None
-    finally:
-        leaving.cancel()
-
-
-async def _cancel_at_disconnect(request: Request, asking: asyncio.Task[Any]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    asking.cancel()
 
 
 def _budget_s(request: Request, longest: float) -> float:

@@ -11,7 +11,8 @@ from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.admission import ARRIVED, Admission
+from service.admission import Admission
+from service.arrival import Arrival, announce
 from service.turning_away import TurningAway
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -30,6 +31,7 @@ class _Held:
 
     cycle: RequestResponseCycle
     app: ASGI3Application
+    arrival: Arrival
     timer: TimerHandle | None = None
 
 
@@ -48,6 +50,7 @@ class Protocol(HttpToolsProtocol):
         self._admission = admission
         self._turning_away = turning_away
         self._held: _Held | None = None
+        self._served: Arrival | None = None
         self._is_receiving = False
         self._head_bytes = 0
         self._in_head = True
@@ -59,11 +62,13 @@ class Protocol(HttpToolsProtocol):
         self._late = self.loop.call_later(HEAD_TIMEOUT_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clocks; who has left in its body is served what it has sent, and so counted."""
+        """Stop the clocks and tell who serves; a client that has left in its body is served, and so counted."""
         self._stop_clock()
         super().connection_lost(exc)
         if self._held is not None:
             self._serve_held()
+        if self._served is not None:
+            self._served.leave()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and give up on a head that grows without end."""
@@ -92,7 +97,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Hold a request until its body is here, or is not to be waited for."""
-        self._held = _Held(cycle, app)
+        self._held = _Held(cycle, app, Arrival())
         if not self._is_receiving:
             self._consider(self._held)
 
@@ -102,8 +107,8 @@ class Protocol(HttpToolsProtocol):
             self._serve_held()
         elif not cycle.more_body:
             self._release()
-            cycle.scope["state"][ARRIVED] = time.monotonic()
-            if not self._admission.enter(partial(self._serve, cycle, held.app)):
+            held.arrival.whole_at = time.monotonic()
+            if not self._admission.enter(partial(self._serve, held)):
                 self._turn_away(cycle)
         elif held.timer is None:
             held.timer = self.loop.call_later(WHOLE_S, self._serve_held)
@@ -117,16 +122,24 @@ class Protocol(HttpToolsProtocol):
     def _serve_held(self) -> None:
         """Serve a request outside of the places."""
         held = self._release()
+        self._announce(held)
         super()._start_asgi_task(held.cycle, held.app)
 
-    def _serve(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        task = self.loop.create_task(cycle.run_asgi(app))
+    def _serve(self, held: _Held) -> None:
+        self._announce(held)
+        task = self.loop.create_task(held.cycle.run_asgi(held.app))
         self.tasks.add(task)
-        task.add_done_callback(self._served)
+        task.add_done_callback(self._leave)
 
-    def _served(self, task: "Task[None]") -> None:
+    def _leave(self, task: "Task[None]") -> None:
         self.tasks.discard(task)
         self._admission.leave()
+
+    def _announce(self, held: _Held) -> None:
+        announce(held.cycle.scope, held.arrival)
+        if held.cycle.disconnected:
+            held.arrival.leave()
+        self._served = held.arrival
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
         scope = cast(Scope, cycle.scope)
