@@ -16,9 +16,12 @@ MAGIC = b"\x93NUMPY"
 _MAX_HEADER_BYTES = 4096
 """NumPy's own headers have 118; version 2 of the format could announce 4 GiB."""
 _QUOTED = 120
-_ENTRY = r"""['"](descr|fortran_order|shape)['"]\s*+:\s*+('[^'"\\]*+'|"[^'"\\]*+"|True|False|\([\d\s,]*+\))\s*+"""
-_HEADER = re.compile(rf"\s*+{{\s*+{_ENTRY},\s*+{_ENTRY},\s*+{_ENTRY},?+\s*+}}\s*+", re.ASCII)
-_SHAPE = re.compile(r"\((?:\s*+\d{1,10}\s*+,)*+(?:\s*+\d{1,10})?+\s*+\)", re.ASCII)
+# What stands between tokens in Python, as which NumPy reads a header: no vertical tab.
+_GAP = r"[ \t\n\r\f]*+"
+_TUPLE = r"\([\d \t\n\r\f,]*+\)"
+_ENTRY = rf"""['"](descr|fortran_order|shape)['"]{_GAP}:{_GAP}('[^'"\\]*+'|"[^'"\\]*+"|True|False|{_TUPLE}){_GAP}"""
+_HEADER = re.compile(rf"{_GAP}{{{_GAP}{_ENTRY},{_GAP}{_ENTRY},{_GAP}{_ENTRY},?+{_GAP}}}{_GAP}", re.ASCII)
+_SHAPE = re.compile(rf"\((?:{_GAP}\d{{1,10}}{_GAP},)*+(?:{_GAP}\d{{1,10}})?+{_GAP}\)", re.ASCII)
 _UINT8 = re.compile(r"[|<>=]?u1")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from service.errors import ClientLeftError
 
@@ -57,7 +57,7 @@ def announce(scope: Any, arrival: Arrival) -> None:
     scope["state"][_KEY] = arrival
 
 
-def arrival_of(request: Request) -> Arrival:
+def arrival_of(request: HTTPConnection) -> Arrival:
     """Return what is known of a request's coming; nothing, behind another server's protocol."""
     found = request.scope.get("state", {}).get(_KEY)
     return found if isinstance(found, Arrival) else Arrival()

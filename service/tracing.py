@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import model_store
+from service.arrival import arrival_of
 from service.errors import StartError
 from service.metrics import Routes
 from service.stages import Stage
@@ -81,11 +82,12 @@ class Tracing:
 
 
 class RequestTrace:
-    """One request's span."""
+    """One request's span. `clock` is what makes of a `time.monotonic()`, in nanoseconds, the time of day."""
 
-    def __init__(self, tracer: "Tracer", span: "Span") -> None:
+    def __init__(self, tracer: "Tracer", span: "Span", clock: int) -> None:
         self._tracer = tracer
         self._span = span
+        self._clock = clock
 
     def judged(self, model: str, images: int, begun: float, seconds: Mapping[Stage, float]) -> None:
         """Add who judged how many images, and a span for each stage; `begun` is the first one's `time.monotonic()`."""
@@ -93,10 +95,10 @@ class RequestTrace:
 
         self._span.set_attributes({"ood.model": model, "ood.images": images})
         parent = set_span_in_context(self._span)
-        at = time.time_ns() - round(1e9 * (time.monotonic() - begun))
+        at = self._clock + _nanoseconds(begun)
         for stage in _SPANS:
             span = self._tracer.start_span(stage, parent, start_time=at)
-            at += round(1e9 * seconds[stage])
+            at += _nanoseconds(seconds[stage])
             span.end(at)
 
     def answering(self, message: Message) -> None:
@@ -128,13 +130,16 @@ class TracedRequests:
         from opentelemetry.trace import SpanKind
 
         route = self._routes.of(scope["path"])
+        begun = arrival_of(HTTPConnection(scope)).whole_at or time.monotonic()
+        clock = time.time_ns() - _nanoseconds(time.monotonic())
         with self._tracer.start_as_current_span(
             f"POST {route}",
             extract(dict(HTTPConnection(scope).headers)),
             SpanKind.SERVER,
             {"http.request.method": "POST", "http.route": route},
+            start_time=clock + _nanoseconds(begun),
         ) as span:
-            trace = scope[_KEY] = RequestTrace(self._tracer, span)
+            trace = scope[_KEY] = RequestTrace(self._tracer, span, clock)
             await self._app(scope, receive, _told(trace.answering, send))
 
 
@@ -142,6 +147,10 @@ def trace_of(request: Request) -> RequestTrace | None:
     """Return a request's trace, if there is one."""
     found: RequestTrace | None = request.scope.get(_KEY)
     return found
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(1e9 * seconds)
 
 
 def _told(tell: Callable[[Message], None], send: Send) -> Send:

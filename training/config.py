@@ -145,13 +145,17 @@ class FinetuneSpec(OptimisationSpec):
 
 
 class AverageSpec(Frozen):
-    """The mean of the start bundles is taken as it is, but for its batch-norm statistics, which are measured anew.
+    """The mean of networks is taken as it is, but for its batch-norm statistics, which are measured anew.
 
-    On batches as in fine-tuning: augmented, with outliers in each.
+    On batches as in fine-tuning: augmented, with outliers in each. Of which networks: of the bundles that the recipe
+    starts from, all alike; or, where it fine-tunes, of the classifier and the fine-tuned network (WiSE-FT; Wortsman et
+    al., 2022), between which lies the choice between accuracy and distance of energies.
     """
 
     batch_size: int = Field(ge=2)
     outlier_batch_size: int = Field(ge=1)
+    fine_tuned: OpenFraction | None = None
+    """The weight of the fine-tuned network beside the classifier; for a recipe that fine-tunes, and only for that."""
 
 
 class ExecutionSpec(Frozen):
@@ -264,12 +268,17 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _ends_somewhere(self) -> "Recipe":
-        if (self.finetune is None) == (self.average is None):
-            raise ValueError("give either [finetune] or [average], the mean of the bundles that start names")
-        if self.average and (self.pretrain or len(self.starts) < 2):
+        if self.finetune is None and self.average is None:
+            raise ValueError("give [finetune], or [average], the mean of the bundles that start names, or both")
+        if self.finetune is None and (self.pretrain or len(self.starts) < 2):
             raise ValueError(
-                f"[average] takes the mean of the bundles that start names; start is {self.start!r}: name two or more, "
-                "and no [pretrain]"
+                f"[average] without [finetune] takes the mean of the bundles that start names; start is {self.start!r}: "
+                "name two or more, and no [pretrain]"
+            )
+        if self.average and (self.average.fine_tuned is None) != (self.finetune is None):
+            raise ValueError(
+                f"average.fine_tuned is {self.average.fine_tuned}; it is the weight of the fine-tuned network beside "
+                "the classifier: give it with [finetune], and not without"
             )
         return self
 
@@ -286,7 +295,7 @@ class Recipe(Frozen):
     @property
     def last_stage(self) -> FinetuneSpec | AverageSpec:
         """The stage that ends in the network of the bundle."""
-        spec = self.finetune or self.average
+        spec = self.average or self.finetune
         if spec is None:
             raise ValueError("a recipe has one of the two")
         return spec
@@ -304,13 +313,13 @@ class Recipe(Frozen):
 
     @property
     def averaging(self) -> AverageSpec:
-        """How the mean of the start bundles is made a network.
+        """How a mean is made a network.
 
         Raises:
-            RecipeError: there is none; the recipe fine-tunes.
+            RecipeError: none is taken; the recipe only fine-tunes.
         """
         if self.average is None:
-            raise RecipeError(f"recipe {self.name} has no [average]: it fine-tunes")
+            raise RecipeError(f"recipe {self.name} has no [average]: it ends with the fine-tuning")
         return self.average
 
     def with_chosen(self, margins: Margins) -> "Recipe":

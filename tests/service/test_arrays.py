@@ -16,7 +16,7 @@ from numpy.lib import format as npy
 
 from model_store.manifest import PreprocessSpec
 from service.arrays import read_array
-from service.errors import ServiceError, answer_for
+from service.errors import MalformedArrayError, ServiceError, answer_for
 from service.settings import Settings
 
 SPEC = PreprocessSpec(height=2, width=4, resize="stretch", interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1))
@@ -106,6 +106,14 @@ def test_every_version_is_read(version: tuple[int, int]) -> None:
 def test_headers_of_other_writers_are_read(header: str) -> None:
     data = bytes(range(24))
     assert read_array(with_header(header, data), SPEC, max_images=1).tobytes() == data
+
+
+def test_a_header_that_is_no_python_is_refused_as_numpy_refuses_it() -> None:
+    body = with_header("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 3)\v }", bytes(24))
+    with pytest.raises(ValueError, match="Cannot parse header"):
+        npy.read_array(io.BytesIO(body))
+    with pytest.raises(MalformedArrayError):
+        read_array(body, SPEC, max_images=1)
 
 
 class Explosive:
