@@ -127,7 +127,7 @@ def finetune(
 def average(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
-    """Take the mean of the bundles that the recipe starts from, with batch-norm statistics of its own."""
+    """Take the mean of the start bundles, or of classifier and fine-tuned network, with statistics of its own."""
     with _opened_by_first(recipe, data, run_folder, device) as opened:
         opened.average()
 

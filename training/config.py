@@ -272,7 +272,7 @@ class Recipe(Frozen):
             raise ValueError("give [finetune], or [average], the mean of the bundles that start names, or both")
         if self.finetune is None and (self.pretrain or len(self.starts) < 2):
             raise ValueError(
-                f"[average] without [finetune] takes the mean of the bundles that start names; start is {self.start!r}: "
+                f"without [finetune], [average] is of the bundles that start names; start is {self.start!r}: "
                 "name two or more, and no [pretrain]"
             )
         if self.average and (self.average.fine_tuned is None) != (self.finetune is None):
@@ -284,21 +284,13 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _batches_hold_every_kind(self) -> "Recipe":
-        size = self.last_stage.outlier_batch_size
-        if self.data.outliers_are_synthetic and size < len(KINDS):
+        sizes = [spec.outlier_batch_size for spec in (self.finetune, self.average) if spec]
+        if self.data.outliers_are_synthetic and min(sizes) < len(KINDS):
             raise ValueError(
-                f"outlier_batch_size is {size}; synthetic outliers are of {len(KINDS)} kinds, and every batch needs "
-                "one of each"
+                f"outlier_batch_size is {min(sizes)}; synthetic outliers are of {len(KINDS)} kinds, and every batch "
+                "needs one of each"
             )
         return self
-
-    @property
-    def last_stage(self) -> FinetuneSpec | AverageSpec:
-        """The stage that ends in the network of the bundle."""
-        spec = self.average or self.finetune
-        if spec is None:
-            raise ValueError("a recipe has one of the two")
-        return spec
 
     @property
     def finetuning(self) -> FinetuneSpec:

@@ -20,15 +20,14 @@ from training.run_folder import open_stage, read_weights, require_inputs, weight
 from training.trainer import Progress, Stage, train_or_load
 
 
-def network_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
-    """Return all that the weights of the recipe's last stage depend on, those in the folder `pretrained` among it.
+def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
+    """Return all that the fine-tuned weights depend on, those in the folder `pretrained` among it.
 
     outliers: None if they are made of the training images.
     """
     return {
         **pretrain_inputs(recipe, train_set),
         "finetune": recipe.finetune and recipe.finetune.model_dump(exclude_none=True),
-        "average": recipe.average and recipe.average.model_dump(),
         "classifier": weights_sha256(pretrained),
         "outliers": SYNTHETIC if outliers is None else {"sha256": outliers.fingerprint, "images": len(outliers)},
     }
@@ -54,7 +53,7 @@ def finetune(
         DivergedError: the loss is not finite.
     """
     processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
-    inputs = processes.first_does(lambda: network_inputs(recipe, train_set, outliers, pretrained))
+    inputs = processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
     return _from_classifier(
         recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress, processes
     )
@@ -85,7 +84,7 @@ def try_margins(
     processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
     trial = recipe.trial(margins)
     inputs = {
-        **processes.first_does(lambda: network_inputs(trial, train_set, outliers, pretrained)),
+        **processes.first_does(lambda: finetune_inputs(trial, train_set, outliers, pretrained)),
         "validation_images": len(validation),
     }
     shown = train_set.without(validation)

@@ -18,7 +18,7 @@ from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
-from training.average import average
+from training.average import average, average_inputs
 from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
@@ -29,7 +29,7 @@ from training.datasets import (
 from training.distributed import ALONE, Processes
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, evaluate, score_sets
-from training.finetune import finetune, network_inputs
+from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
@@ -97,10 +97,10 @@ class Run:
         self.pretrain()
         if self._selects_margins:
             self.select()
-        if self._last == FINETUNE:
+        if self.recipe.finetune:
             self.finetune()
         self.processes.leave_to_first()
-        if self._last == AVERAGE:
+        if self.recipe.average:
             self.average()
         if not self._is_evaluated():
             self.evaluate()
@@ -170,7 +170,7 @@ class Run:
         """Drive the energies of in-distribution images and of outliers apart.
 
         Raises:
-            RecipeError: the recipe takes a mean instead.
+            RecipeError: the recipe does not.
         """
         _ = self.recipe.finetuning  # which raises before any set is read
         return finetune(
@@ -185,14 +185,14 @@ class Run:
         )
 
     def average(self) -> nn.Module:
-        """Take the mean of the start bundles, with batch-norm statistics of its own.
+        """Take the mean of the start bundles, or of the classifier and the fine-tuned network.
 
         Raises:
-            RecipeError: the recipe fine-tunes instead.
+            RecipeError: the recipe takes none.
         """
         _ = self.recipe.averaging  # which raises before any set is read
-        folders = self.folder / PRETRAIN, self.folder / AVERAGE
-        return average(self.recipe, self.sets.train, self.sets.outliers, *folders, self.device)
+        folders = self.folder / PRETRAIN, self.folder / FINETUNE, self.folder / AVERAGE
+        return average(self._with_margins, self.sets.train, self.sets.outliers, *folders, self.device)
 
     def calibrate(self) -> Calibrated:
         """Fit the recipe's scores to the network and set every threshold on the held-out images.
@@ -262,7 +262,8 @@ class Run:
     def kept(self) -> str:
         """Return what of the training is safe on disk, and how to go on."""
         again = "run the same command to go on"
-        for name, spec in ((self._last, self.recipe.finetune), (PRETRAIN, self.recipe.pretrain)):
+        stages = {AVERAGE: None, FINETUNE: self.recipe.finetune, PRETRAIN: self.recipe.pretrain}
+        for name, spec in stages.items():
             if is_done(self.folder / name):
                 return f"{name} is done, in {self.folder / name}; {again}"
             if spec and (state := read_checkpoint(self.folder / name / CHECKPOINT)):
@@ -277,7 +278,7 @@ class Run:
     @property
     def _last(self) -> str:
         """The stage that ends in the network of the bundle."""
-        return FINETUNE if self.recipe.finetune else AVERAGE
+        return AVERAGE if self.recipe.average else FINETUNE
 
     @property
     def _start_folder(self) -> Path:
@@ -326,7 +327,10 @@ class Run:
     def _inputs(self, stage: str) -> dict[str, Any]:
         if stage == PRETRAIN:
             return pretrain_inputs(self.recipe, self.sets.train)
-        return network_inputs(self._with_margins, self.sets.train, self.sets.outliers, self.folder / PRETRAIN)
+        made_from = self._with_margins, self.sets.train, self.sets.outliers, self.folder / PRETRAIN
+        if stage == FINETUNE:
+            return finetune_inputs(*made_from)
+        return average_inputs(*made_from, self.folder / FINETUNE)
 
     def _network(self, stage: str) -> nn.Module:
         network = build_network(self.recipe.network)

@@ -12,7 +12,7 @@ from training.config import Recipe
 from training.datasets import ImageSet, split_validation
 from training.distributed import ALONE, Processes
 from training.errors import ResumeError
-from training.finetune import network_inputs, try_margins
+from training.finetune import finetune_inputs, try_margins
 from training.objective_spec import Margins
 from training.run_folder import open_stage, require_inputs, write_json
 from training.selection import Choice, ValidationSets, select
@@ -108,4 +108,4 @@ def _kept(folder: Path, choice: Choice) -> Choice:
 
 
 def _inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
-    return network_inputs(recipe, train_set, outliers, pretrained)
+    return finetune_inputs(recipe, train_set, outliers, pretrained)

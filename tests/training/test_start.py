@@ -238,15 +238,15 @@ def test_stage_that_the_recipe_does_not_have_is_refused(run: Run, averaged: Run,
     """Before any set is read: here there are none."""
     with pytest.raises(RecipeError, match=r"recipe mean has no \[finetune\]: it takes the mean of tiny@1, tiny@2"):
         replace(averaged, data_dir=tmp_path).finetune()
-    with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: it fine-tunes"):
+    with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: it ends with the fine-tuning"):
         replace(run, data_dir=tmp_path).average()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"average": None}, r"give either \[finetune\] or \[average\]"),
-        ({"start": "tiny@1"}, r"\[average\] takes the mean .* start is 'tiny@1': name two or more"),
+        ({"average": None}, r"give \[finetune\], or \[average\]"),
+        ({"start": "tiny@1"}, r"\[average\] is of the bundles .* start is 'tiny@1': name two or more"),
     ],
 )
 def test_recipe_that_ends_in_no_network_is_refused(averaged: Run, changes: dict[str, Any], message: str) -> None:
