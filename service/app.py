@@ -14,7 +14,6 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -22,15 +21,14 @@ from starlette.types import ASGIApp
 import model_store
 from service.bodies import PendingBytes
 from service.capture.capture import make_capture
+from service.cors import cors
 from service.decoding import Decoder
 from service.engine_protocol import Engine
 from service.errors import ServiceError
-from service.judging import DEADLINE_HEADER
 from service.metrics import Metrics
 from service.middleware import RequestScope, error_reply
 from service.open_inference.errors import speaks
 from service.open_inference.model import BYTES_SUFFIX
-from service.open_inference.reply import JSON_LENGTH_HEADER
 from service.routes import health, models, open_inference, page, predict, watch
 from service.routes.direct import DirectRoutes
 from service.settings import Settings
@@ -119,15 +117,8 @@ def _layers(app: ASGIApp, state: State, tracing: Tracing | None) -> ASGIApp:
     if tracing:
         app = TracedRequests(app, tracing, route_templates())
     app = open_inference.WithoutSlash(app)
-    if state.settings.cors_origins:  # the outermost, so that pages may read errors and preflights need no token
-        app = CORSMiddleware(
-            app,
-            allow_origins=list(state.settings.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", DEADLINE_HEADER, "X-Request-Id", JSON_LENGTH_HEADER],
-            expose_headers=["X-Request-Id", "Retry-After", JSON_LENGTH_HEADER],
-        )
-    return app
+    # The outermost, so that pages may read errors and preflights need no token.
+    return cors(app, state.settings) or app
 
 
 def _and_traces(

@@ -33,12 +33,11 @@ class Arrival:
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`; cancel it if the client leaves, so that what it queued is never computed.
 
+        Who left before, the body's reader has found out.
+
         Raises:
             ClientLeftError: it has left.
         """
-        if self._left:
-            work.close()
-            raise ClientLeftError("the client left before its turn")
         asking = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tell = asking.cancel
         try:

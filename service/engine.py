@@ -25,7 +25,8 @@ CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
 WORTHWHILE = 0.95
 """A batch size is used if an image of it takes at most so much of what one of the next smaller size does."""
-TIMED = 2
+TIMED, LONG_S = 2, 0.1
+"""Batches of a size that are timed; one, where that takes long, which little disturbs."""
 log = logging.getLogger(__name__)
 
 
@@ -236,13 +237,14 @@ class LocalEngine:
 
     def _seconds_of(self, size: int) -> float:
         """Return the least time of a batch, the first of its size aside, which may have to be prepared for."""
-        spec, times = self.bundle.manifest.preprocess, []
+        spec, times = self.bundle.manifest.preprocess, list[float]()
         images = np.zeros((size, spec.height, spec.width, 3), np.uint8)
-        for _ in range(1 + TIMED):
+        self.bundle.predictor.predict(images)
+        while len(times) < TIMED and sum(times) < LONG_S:
             begun = time.perf_counter()
             self.bundle.predictor.predict(images)
             times.append(time.perf_counter() - begun)
-        return min(times[1:])
+        return min(times)
 
     def _run(self) -> None:
         while True:

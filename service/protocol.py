@@ -98,11 +98,13 @@ class Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Hold a request until its body is here, or is not to be waited for."""
         self._held = _Held(cycle, app, Arrival())
-        if not self._is_receiving:
-            self._consider(self._held)
+        if not self._is_receiving:  # later: a pipeline of requests that are all turned away would recurse
+            self.loop.call_soon(self._consider, self._held)
 
     def _consider(self, held: "_Held") -> None:
         cycle = held.cycle
+        if held is not self._held:
+            return
         if cycle.scope["method"] != "POST" or cycle.waiting_for_100_continue or len(cycle.body) > SMALL_BYTES:
             self._serve_held()
         elif not cycle.more_body:
@@ -137,17 +139,15 @@ class Protocol(HttpToolsProtocol):
 
     def _announce(self, held: _Held) -> None:
         announce(held.cycle.scope, held.arrival)
-        if held.cycle.disconnected:
-            held.arrival.leave()
         self._served = held.arrival
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
-        scope = cast(Scope, cycle.scope)
-        answer = self._turning_away.answer(scope, self._admission.retry_after_s, keep_alive=cycle.keep_alive)
+        scope, keep_alive = cast(Scope, cycle.scope), cycle.keep_alive and not self._turning_away.draining
+        answer = self._turning_away.answer(scope, self._admission.retry_after_s, keep_alive=keep_alive)
         line, headers = answer.split(b"\r\n", 1)
         shared = [b"%b: %b" % header for header in self.server_state.default_headers]
         self.transport.write(b"\r\n".join([line, *shared, headers]))
-        if not cycle.keep_alive:
+        if not keep_alive:
             self.transport.close()
         cycle.response_complete = True
         self.on_response_complete()

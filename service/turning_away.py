@@ -1,6 +1,6 @@
 """The answer to a request that is turned away unread: any refusal's, counted as one, made of parts that are kept.
 
-What overload costs is the refusals; the application's own way to one takes three times as long (`benchmarks.layers`).
+What overload costs is the refusals; the application's own way to one takes six times as long (`benchmarks.layers`).
 """
 
 import asyncio
@@ -9,11 +9,12 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from service.admission import Admission
+from service.cors import cors
 from service.errors import QueueFullError, answer_for
 from service.middleware import error_reply, request_id_of
 from service.open_inference.errors import ROOT, speaks
@@ -40,7 +41,13 @@ class TurningAway:
         self._full = f"{admission.served} requests are being served and {admission.waiting} wait, which is all that may"
         self._answer = answer_for(QueueFullError(""))
         self._parts = lru_cache(maxsize=64)(self._make_parts)
+        self._cors = cors(_nothing, state.settings)
         self._untold = 0
+
+    @property
+    def draining(self) -> bool:
+        """Whether clients are to look for another server."""
+        return self._state.draining
 
     def answer(self, scope: Scope, retry_after_s: int, *, keep_alive: bool) -> bytes:
         """Count a request; return its response, from the status line on, without the headers that every response has.
@@ -55,7 +62,7 @@ class TurningAway:
             parts.head,
             len(body),
             name,
-            self._cors(headers),
+            self._for_origin(headers.get("origin")),
             b"" if keep_alive else b"connection: close\r\n",
             body,
         )
@@ -69,11 +76,12 @@ class TurningAway:
         lines += [b"%b: %b" % header for header in reply.raw_headers if header[0] != b"content-length"]
         return _Parts(b"\r\n".join([*lines, b""]), bytes(reply.body).split(_ID.encode()))
 
-    def _cors(self, headers: Headers) -> bytes:
-        origin = headers.get("origin")
-        if origin is None or not {"*", origin}.intersection(self._state.settings.cors_origins):
+    def _for_origin(self, origin: str | None) -> bytes:
+        if self._cors is None or origin is None or not self._cors.is_allowed_origin(origin):
             return b""
-        return b"access-control-allow-origin: %b\r\nvary: Origin\r\n" % origin.encode("latin-1")
+        headers = MutableHeaders(self._cors.simple_headers)
+        self._cors.allow_explicit_origin(headers, origin)
+        return b"".join(b"%b: %b\r\n" % header for header in headers.raw)
 
     def _count(self, path: str) -> None:
         self._state.metrics.count_request(path, self._answer.status, self._answer.code)
@@ -84,3 +92,7 @@ class TurningAway:
     def _tell(self) -> None:
         log.warning("requests turned away", extra={"requests": self._untold, "code": self._answer.code})
         self._untold = 0
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stand for the application, which an answer here has none of."""

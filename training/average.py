@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from model_store.networks import NormalisedNetwork, build_network
 from training.batches import LabelledBatches, mixed_batches
@@ -16,6 +16,7 @@ from training.pretrain import pretrain_inputs
 from training.run_folder import (
     WEIGHTS,
     is_done,
+    mean,
     open_stage,
     read_weights,
     require_inputs,
@@ -71,18 +72,11 @@ def average(
         return network
     read_weights(pretrained, network)
     if spec.fine_tuned is not None:
-        network.load_state_dict(_between(network.state_dict(), load_file(finetuned / WEIGHTS), spec.fine_tuned))
+        networks = network.state_dict(), load_file(finetuned / WEIGHTS)
+        network.load_state_dict(mean(networks, (1 - spec.fine_tuned, spec.fine_tuned)))
     labelled = LabelledBatches(train_set, spec.batch_size, recipe.augment, device)
     batches = mixed_batches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
     whole = NormalisedNetwork(network, recipe.preprocess).to(device)
     measure_batch_norm(whole, batches, Generator(device).manual_seed(recipe.seed))
     write_weights(folder, network)
     return network
-
-
-def _between(first: dict[str, Tensor], second: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Return each parameter and statistic that lies `weight` of the way to the second; what counts is the first's."""
-    return {
-        key: torch.lerp(value, second[key].to(value), weight) if value.is_floating_point() else value
-        for key, value in first.items()
-    }

@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,16 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     partial.replace(path)
+
+
+def mean(networks: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Return the weighted mean of each parameter and statistic; what counts batches is the first's."""
+    return {
+        key: sum((weight * network[key] for network, weight in zip(networks, weights, strict=True)), 0 * value)
+        if value.is_floating_point()
+        else value
+        for key, value in networks[0].items()
+    }
 
 
 def write_weights(folder: Path, network: nn.Module) -> None:

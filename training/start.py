@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from model_store.bundle import WEIGHTS, load_bundle, read_manifest
 from model_store.errors import BundleNotFoundError
@@ -18,7 +18,7 @@ from training.datasets import ImageSet
 from training.errors import RecipeError
 from training.evaluate import Say
 from training.pretrain import pretrain_inputs
-from training.run_folder import is_done, open_stage, read_weights, require_inputs, write_json, write_weights
+from training.run_folder import is_done, mean, open_stage, read_weights, require_inputs, write_json, write_weights
 
 MANIFEST = "start.json"
 """The manifest of the bundle that a run started from, in the folder of its weights."""
@@ -50,18 +50,11 @@ def start(
         _require_same_split(name, recipe, train_set, bundle.manifest)
         say(f"starting from {bundle.folder}")
     open_stage(folder, inputs)  # not earlier: a bundle that is refused leaves nothing to be refused for
-    network.load_state_dict(_mean([load_file(bundle.folder / WEIGHTS) for bundle in bundles.values()]))
+    networks = [load_file(bundle.folder / WEIGHTS) for bundle in bundles.values()]
+    network.load_state_dict(mean(networks, [1 / len(networks)] * len(networks)))
     write_json(folder / MANIFEST, bundles[recipe.starts[0]].manifest.model_dump(mode="json"))
     write_weights(folder, network)
     return network
-
-
-def _mean(networks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each parameter and statistic; what counts batches is the first's."""
-    return {
-        key: torch.stack([network[key] for network in networks]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in networks[0].items()
-    }
 
 
 def untuned_figures(recipe: Recipe, folder: Path, sets: dict[str, str]) -> NetworkEvaluation | None:

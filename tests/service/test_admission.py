@@ -1,21 +1,27 @@
 """How many requests are served at once, and what becomes of the others."""
 
+import asyncio
 import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
+import uvicorn
 from live import Gate, Running, running, samples, wait_until
+from uvicorn.server import ServerState
 
 import service.admission
+import service.protocol
 import service.server
 from service.admission import Admission
 from service.server import make_admission
 from service.settings import Settings
+from service.turning_away import TurningAway
 
 Entered = list[str]
 
@@ -142,7 +148,10 @@ def test_pages_of_allowed_origins_can_read_a_refusal(full: Callable[..., Any], p
     allowed = post(server, pngs[2], Origin="https://a.example")
     assert allowed.status_code == 429
     assert allowed.headers["access-control-allow-origin"] == "https://a.example"
+    assert allowed.headers["vary"] == "Origin"
+    assert "Retry-After" in allowed.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in post(server, pngs[2], Origin="https://b.example").headers
+    assert "access-control-allow-origin" not in post(server, pngs[2]).headers
 
 
 def test_a_connection_outlives_a_refusal_unless_its_client_wants_it_closed(
@@ -154,11 +163,34 @@ def test_a_connection_outlives_a_refusal_unless_its_client_wants_it_closed(
         before = connected(server)
         assert client.post("/predict", content=pngs[2]).status_code == 429
         assert connected(server) == before
+        closed = client.post("/predict", content=pngs[2], headers={"Connection": "close"})
+        assert (closed.status_code, closed.headers["connection"]) == (429, "close")
         gate.open.set()
         assert [future.result().status_code for future in held] == [200, 200]
         assert client.post("/predict", content=pngs[2]).status_code == 200
-    closed = post(server, pngs[2], Connection="close")
-    assert closed.status_code == 200
+
+
+def test_a_server_that_leaves_turns_away_for_good(full: Callable[..., Any], pngs: list[bytes]) -> None:
+    server, _ = full()
+    server.state.draining = True
+    refused = post(server, pngs[2])
+    assert (refused.status_code, refused.headers["connection"]) == (429, "close")
+
+
+def test_a_long_pipeline_is_turned_away_whole(full: Callable[..., Any], gate: Gate, pngs: list[bytes]) -> None:
+    server, held = full()
+    address, many = httpx.URL(server.url), 1000
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(10)
+        raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * many)
+        answer = b""
+        while answer.count(b"HTTP/1.1 ") < many:
+            piece = raw.recv(2**20)
+            assert piece
+            answer += piece
+    assert answer.count(b"HTTP/1.1 429 ") == many
+    gate.open.set()
+    assert [future.result().status_code for future in held] == [200, 200]
 
 
 def test_http_1_0_gets_its_refusal_and_the_end(full: Callable[..., Any], pngs: list[bytes]) -> None:
@@ -220,6 +252,61 @@ def test_a_slow_body_holds_no_place(full: Callable[..., Any], gate: Gate, pngs: 
             raw.close()
 
 
+def test_who_left_the_line_is_not_computed(full: Callable[..., Any], gate: Gate, pngs: list[bytes]) -> None:
+    server, held = full()
+    gate.open.set()
+    assert [future.result().status_code for future in held] == [200, 200]
+    gate.close()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post, server, pngs[0])
+        assert gate.entered.wait(10)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/predict", content=pngs[1], timeout=0.2)
+        gate.open.set()
+        assert first.result().status_code == 200
+    wait_until(lambda: samples(server.url).get('ood_refused_requests_total{code="client_left"}') == 1)
+    assert gate.batches == [1]
+
+
+def test_who_is_to_be_told_to_go_on_is_told_at_once(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.protocol, "WHOLE_S", 30)
+    address = httpx.URL(server.url)
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(10)
+        raw.sendall(head)
+        assert raw.recv(100).startswith(b"HTTP/1.1 100 ")
+
+
+def test_a_large_body_is_read_as_it_comes(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held back, it would fill what the connection may hold, and never be whole."""
+    monkeypatch.setattr(service.protocol, "WHOLE_S", 30)
+    assert httpx.post(f"{server.url}/predict", content=bytes(2**20), timeout=10).status_code == 415
+
+
+def test_a_pipeline_that_breaks_off_is_forgotten(server: Running) -> None:
+    """The second request is to be looked at when its connection is lost, with nothing left to look at then."""
+    pair = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * 2
+    faults: list[Any] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        admission = Admission(served=0, waiting=0)
+        config = uvicorn.Config(server.server.config.app, http=service.protocol.Protocol, log_config=None, ws="none")
+        config.load()
+        made = service.protocol.Protocol(
+            config, ServerState(), {}, admission=admission, turning_away=TurningAway(server.state, admission)
+        )
+        transport = Mock(asyncio.Transport, is_closing=lambda: False, get_extra_info=lambda *_: None)
+        made.connection_made(transport)
+        made.data_received(pair)
+        made.connection_lost(None)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert not faults
+
+
 def test_the_time_in_the_line_counts(full: Callable[..., Any], gate: Gate, pngs: list[bytes]) -> None:
     """To a request's deadline and to its times."""
     server, held = full(deadline_s=0.5)
@@ -253,5 +340,8 @@ def test_the_log_has_a_line_for_all_that_were_turned_away_in_a_second(
 
     wait_until(lambda: sum(vars(record)["requests"] for record in told()) == 20)
     assert len(told()) <= 3
+    for _ in range(3):
+        assert post(server, pngs[2]).status_code == 429
+    wait_until(lambda: sum(vars(record)["requests"] for record in told()) == 23)
     assert {(record.levelname, vars(record)["code"]) for record in told()} == {("WARNING", "queue_full")}
     assert not [record for record in caplog.records if vars(record).get("status") == 429]

@@ -36,16 +36,6 @@ def test_who_leaves_stops_the_work_and_only_that() -> None:
     assert asyncio.run(run()) == (["cancelled"], 0)
 
 
-def test_who_left_before_its_turn_is_not_worked_for() -> None:
-    async def run() -> None:
-        arrival = Arrival()
-        arrival.leave()
-        with pytest.raises(ClientLeftError, match="before its turn"):
-            await arrival.while_connected(quick())
-
-    asyncio.run(run())
-
-
 def test_to_leave_after_the_answer_does_nothing() -> None:
     async def run() -> str:
         arrival = Arrival()

@@ -51,16 +51,15 @@ def test_batches_are_of_sizes_that_take_less_time_an_image_than_all_smaller_ones
     assert worthwhile(measured) == (1, 12, 16, 32)
 
 
-@pytest.mark.parametrize(("an_image_s", "a_batch_s", "sizes"), [(0.1, 0.0, {1}), (0.0, 0.05, {1, 2, 3, 4})])
+@pytest.mark.parametrize(("seconds", "sizes"), [(lambda n: 0.03 * n**2, {1}), (lambda _: 0.05, {1, 2, 3, 4})])
 def test_a_server_learns_on_its_device_which_batches_pay(
     settings: Callable[..., Settings],
     monkeypatch: pytest.MonkeyPatch,
     pixels: np.ndarray,
-    an_image_s: float,
-    a_batch_s: float,
+    seconds: Callable[[int], float],
     sizes: set[int],
 ) -> None:
-    """One whose images take their time one after another, and one whose batches all take the same."""
+    """One whose images hold one another up, and one whose batches all take the same."""
     batches: list[int] = []
 
     def load(*args: Any, **kwargs: Any) -> Bundle:
@@ -69,7 +68,7 @@ def test_a_server_learns_on_its_device_which_batches_pay(
 
         def slow(images: np.ndarray) -> Any:
             batches.append(len(images))
-            time.sleep(a_batch_s + an_image_s * len(images))
+            time.sleep(seconds(len(images)))
             return start(images)
 
         monkeypatch.setattr(bundle.predictor.scorer.runtime, "start", slow)
