@@ -26,7 +26,7 @@ from training.reproduce.benchmark import Benchmark, read_benchmark
 from training.reproduce.choices import Validation
 from training.reproduce.methods import Only, methods, read_only
 from training.reproduce.networks import Lab, Setting
-from training.reproduce.report import BEGIN, END
+from training.reproduce.report import BEGIN, END, report
 from training.reproduce.results import Results, Row, method_folder, read_results, read_scores, recomputed_rows
 from training.reproduce.run import Reproduction
 from training.reproduce.size import Size, read_size
@@ -222,6 +222,26 @@ def test_choices_are_the_same_without_any_test_set(
     odin = validation.odin()
     assert f"T={odin.temperature:g} eps={odin.epsilon:g}" == chosen["odin"].chosen
     assert validation.score("classifier", None) == chosen["score-classifier"].chosen
+
+
+def test_without_a_network_of_its_own_validation_chooses_on_the_one_that_is_shown(
+    image_sets: Path, size: Size, benchmark: Benchmark, out: Path, results: Results, tmp_path: Path
+) -> None:
+    """Which is then trained as the validation network is otherwise, and so are the choices: one network, not two."""
+    validation = size.validation.model_copy(update={"own_network": False})
+    shared = size.model_copy(update={"seeds": (0,), "validation": validation})
+    only = Only(parts=frozenset({"odin", "margins"}))
+    found = reproduction(tmp_path, image_sets, shared, benchmark, only=only).all()
+    assert [path.name for path in (tmp_path / "networks/cifar10").iterdir()] == ["seed-0"]
+    chosen = results.choices["cifar10"]["odin"]
+    assert found.choices["cifar10"]["odin"] == chosen
+    of_margins = [row for row in results.rows if row.method.startswith("energy_bounded")]
+    assert [row for row in found.rows if row.method != "odin"] == of_margins
+    weights = "classifier/weights.safetensors"
+    ours, apart = (folder / "networks/cifar10" for folder in (tmp_path, out))
+    assert (ours / "seed-0" / weights).read_bytes() == (apart / "validation" / weights).read_bytes()
+    assert found.in_distribution["cifar10"].train.images == 0.8 * results.in_distribution["cifar10"].train.images
+    assert "none of which was trained on the 20 % of the training images held out" in report(found, tmp_path)
 
 
 def test_finished_run_repeats_nothing(

@@ -6,7 +6,7 @@ from training.evaluate import OOD_IMAGES, Say
 from training.report import replace_block
 from training.reproduce import figures
 from training.reproduce.results import RESULTS, Results, read_results, write_text
-from training.reproduce.size import Size
+from training.reproduce.size import Size, ValidationSize
 from training.reproduce.tables import (
     Subject,
     by_set,
@@ -111,8 +111,7 @@ _LEGENDS = {
     "Table 3: generative models": "AUROC as a fraction. The generative models are the paper's to quote, not run here.",
     "Scores of fine-tuned networks": "Mean FPR95 over the far sets / over the near ones, of the same forward pass.",
     "Fig. 4a: temperature": "FPR95 of the classifier's negative energy.",
-    "Fig. 4b: margins": "FPR95 of negative energy. These networks are those of the validation split, trained on fewer "
-    "images.",
+    "Fig. 4b: margins": "FPR95 of negative energy. No network is trained on the validation images.",
     "Chosen on validation outliers": "Mean FPR95 over the kinds of validation outliers, which are made of held-out "
     "training images. No test set has a part in it.",
 }
@@ -130,14 +129,20 @@ def _conditions(results: Results, size: Size) -> str:
         f"{_counted(len(size.seeds), 'training')}, seeds {', '.join(map(str, size.seeds))}.",
         f"Values in %, in-distribution positive. Of each OOD set {OOD_IMAGES:,} images are drawn {size.draws} times, "
         "and figures are means over draws; a smaller set is used whole. " + _spread(size),
-        "Hyperparameters, scores and margins are chosen on a network of its own that holds out "
-        f"{100 * validation.share:g} % of the training images; by {validation.images:,} of these, at most, and the "
-        "validation outliers made of them. "
+        f"Hyperparameters, scores and margins are chosen on {_chosen_on(validation)}; by {validation.images:,} of "
+        "these, at most, and the validation outliers made of them. "
         f"Scores are fitted on at most {size.fit_images:,} un-augmented training images.",
         f"`{results.command}`, commit {results.commit}, on {results.hardware}: "
         f"{results.seconds / 60:.0f} minutes of training and scoring.",
     ]
     return "\n\n".join(lines)
+
+
+def _chosen_on(validation: ValidationSize) -> str:
+    share = f"{100 * validation.share:g} % of the training images"
+    if validation.own_network:
+        return f"a network of its own that holds out {share}"
+    return f"the networks shown, none of which was trained on the {share} held out"
 
 
 def _counted(count: int, noun: str) -> str:

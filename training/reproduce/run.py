@@ -175,7 +175,7 @@ class Subject:
 
         record = InDistributionRecord(
             title=spec.title,
-            train=_record(self._train, own, 0),
+            train=_record(self._trained_on, own, 0),
             test=describe(tests.test, own),
             outliers=_record(self._outliers, self.reproduction.benchmark.outliers, 0),
             far_ood={name: describe(image_set, ood[name]) for name, image_set in tests.far_ood.items()},
@@ -191,7 +191,7 @@ class Subject:
         """
         wanted = [method for method in methods(self.setting.size) if only.wants(method)]
         for seed in self.setting.size.seeds:
-            yield from self._run_lab(self._lab(self._train, seed, f"seed-{seed}"), wanted, on_validation=False)
+            yield from self._run_lab(self._lab(self._trained_on, seed, _folder(seed)), wanted, on_validation=False)
         yield from self._run_lab(self._validation.lab, wanted, on_validation=True)
 
     def _run_lab(self, lab: Lab, wanted: Sequence[Method], *, on_validation: bool) -> Iterator[None]:
@@ -307,13 +307,18 @@ class Subject:
     @cached_property
     def _validation(self) -> Validation:
         train, held_out = self._split
-        lab = self._lab(train, self.setting.size.validation.seed, VALIDATION)
+        size = self.setting.size.validation
+        lab = self._lab(train, size.seed, VALIDATION if size.own_network else _folder(size.seed))
         return Validation(lab, held_out, self.reproduction.out / CHOICES / self.setting.name)
 
     @cached_property
     def _split(self) -> tuple[ImageSet, ImageSet]:
         validation = self.setting.size.validation
         return split_calibration(self._train, round(validation.share * len(self._train)), validation.seed)
+
+    @property
+    def _trained_on(self) -> ImageSet:
+        return self._train if self.setting.size.validation.own_network else self._split[0]
 
     @cached_property
     def _train(self) -> ImageSet:
@@ -358,6 +363,10 @@ class Subject:
         source = require(sources, reproduction.data_dir)
         reproduction.say(f"reading {source}")
         return load_set(source, reproduction.data_dir, self.setting.preprocess, None)
+
+
+def _folder(seed: int) -> str:
+    return f"seed-{seed}"
 
 
 def _record(image_set: ImageSet, sources: SourcesSpec, in_training: int) -> SetRecord:

@@ -36,11 +36,11 @@ class NetworkSize(Frozen):
 
 
 class ValidationSize(Frozen):
-    """The network that choices are made on: its training holds out a share of the training images, stratified.
+    """What choices are made on: a share of the training images, stratified, and networks not trained on it."""
 
-    No other network is trained on fewer images, and this one gives no figure but those of Fig. 4b.
-    """
-
+    own_network: bool = True
+    """These networks are trained for that alone, and give no figure but those of Fig. 4b; all others see every training
+    image. Otherwise no network sees the share, and choices are made on those that figures are of."""
     share: OpenFraction
     images: int = Field(ge=2)
     """So many of the images held out stand for in-distribution; of these each kind of validation outliers is made."""
@@ -123,6 +123,16 @@ class Size(Frozen):
         if len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError(f"seeds are {seeds}; each must be another, and at least 0")
         return seeds
+
+    @model_validator(mode="after")
+    def _choices_have_a_network(self) -> "Size":
+        validation = self.validation
+        if not validation.own_network and self.seeds != (validation.seed,):
+            raise ValueError(
+                f"validation has no network of its own, and seeds are {self.seeds}; they must be ({validation.seed},), "
+                "that of validation"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fine_tunings_can_be_made(self) -> "Size":
