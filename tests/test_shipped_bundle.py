@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from model_store.bundle import Bundle, load_bundle, read_manifest
+from model_store.bundle import Bundle, load_bundle
 from model_store.score_specs import ScoreName
 from model_store.store import SHIPPED, BundleRef, Store
 from training import encode, report
@@ -35,30 +35,11 @@ def test_readme_and_model_card_are_generated_from_the_bundle(bundle: Bundle) -> 
     assert report.model_card(bundle) == (ROOT / "docs/model-card-cifar10.md").read_text()
 
 
-def test_the_bundle_for_jpeg_is_whole_and_holds_its_side_of_the_bargain() -> None:
-    """Its card says what it costs and what it brings beside cifar10@1, from which it goes on, on the same images."""
-    robust = load_bundle(Store(SHIPPED).resolve(BundleRef("cifar10-robust")), device=torch.device("cpu"))
-    assert sum(path.stat().st_size for path in robust.folder.rglob("*") if path.is_file()) <= 10_000_000
-    assert report.model_card(robust) == (ROOT / "docs/model-card-cifar10-robust.md").read_text()
-    figures = robust.manifest.evaluation
-    first = read_manifest(Store(SHIPPED).resolve(BundleRef("cifar10", 1))).evaluation
-    assert figures is not None
-    assert first is not None
-    assert figures.untuned == first.untuned
-    assert figures.fine_tuned.test_error <= first.fine_tuned.test_error + 0.6
-    assert 4.2 <= figures.served["as they are"].false_flags <= 5.8
-    for quality in (95, 90, 75):
-        sent = f"JPEG quality {quality}"
-        assert figures.served[sent].false_flags <= first.served[sent].false_flags - 1.5
-    means = [e.mean_over_far_ood(e.fine_tuned, "energy").fpr95 for e in (figures, first)]
-    assert means[0] < means[1]
-
-
 def test_shipped_figures_are_within_what_was_promised(bundle: Bundle) -> None:
     evaluation = bundle.manifest.evaluation
     assert evaluation is not None
     assert evaluation.test_images == 10_000
-    assert evaluation.fine_tuned.test_error <= 9
+    assert evaluation.fine_tuned.test_error <= 5.8
     assert evaluation.untuned is not None
     assert evaluation.untuned.ood.keys() == evaluation.fine_tuned.ood.keys()
     assert set(evaluation.far_ood) == {"svhn", "textures", "places", "scenes-crop", "scenes-resize", "celeba"}

@@ -13,7 +13,8 @@ from model_store.bundle import Bundle
 from model_store.optimisation import Compared, Optimisation
 from model_store.predictor import Predictor, Scores
 from training.evaluate import NetworkScores, TestSets, detection, percent
-from training.publish import code_version, hardware
+from training.hardware import hardware
+from training.publish import code_version
 from training.throughput import BATCH_SIZE, images_per_second
 
 LIBRARIES = ("torch", "numpy", "openvino", "nncf")

@@ -1,8 +1,6 @@
 """Stage 5: everything into one bundle."""
 
 import importlib.metadata
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +24,7 @@ from training.bundle_size import require_draft_small_enough
 from training.calibrate import Calibrated
 from training.config import Recipe
 from training.datasets import ImageSet
+from training.hardware import hardware
 
 GOLDEN_IMAGES = 12
 """At most: they travel with the bundle and are replayed at every start."""
@@ -184,13 +183,3 @@ def commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def hardware(device: torch.device) -> str:
-    """Return what computes: the GPU's name, or the processor's and its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"

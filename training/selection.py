@@ -36,12 +36,12 @@ class ValidationScores:
     """How one candidate scores the validation images: real (N,), and each kind of validation outliers: real (M,).
 
     Higher = more in-distribution. error: the share in [0, 1] of the validation images that it classifies wrongly; it
-    decides between candidates that tell outliers apart equally well.
+    decides between candidates that tell outliers apart equally well; None where all are of one network.
     """
 
     in_distribution: NDArray[Any]
     outliers: Mapping[str, NDArray[Any]]
-    error: float = 0.0
+    error: float | None = None
 
 
 class Candidate(Frozen):
@@ -50,7 +50,7 @@ class Candidate(Frozen):
     fpr95: Percent
     """The mean over the kinds of validation outliers, each counting alike."""
     fpr95_by_kind: dict[str, Percent]
-    error: Percent
+    error: Percent | None = None
 
 
 class Choice(Frozen):
@@ -91,7 +91,7 @@ def choose(scores: Mapping[str, ValidationScores]) -> Choice:
     if other := next((name for name, given in kinds.items() if given != first or not given), None):
         raise ValueError(f"{other} has validation outliers {kinds[other]}; expected {first}, at least one kind")
     candidates = {name: _figures(candidate) for name, candidate in scores.items()}
-    chosen = min(candidates, key=lambda name: (candidates[name].fpr95, candidates[name].error))
+    chosen = min(candidates, key=lambda name: (candidates[name].fpr95, candidates[name].error or 0))
     return Choice(chosen=chosen, candidates=candidates)
 
 
@@ -100,4 +100,5 @@ def _figures(scores: ValidationScores) -> Candidate:
         kind: 100 * fpr95(in_distribution=scores.in_distribution, out_of_distribution=outliers)
         for kind, outliers in scores.outliers.items()
     }
-    return Candidate(fpr95=float(np.mean(list(by_kind.values()))), fpr95_by_kind=by_kind, error=100 * scores.error)
+    error = None if scores.error is None else 100 * scores.error
+    return Candidate(fpr95=float(np.mean(list(by_kind.values()))), fpr95_by_kind=by_kind, error=error)

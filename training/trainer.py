@@ -19,6 +19,7 @@ from model_store.networks import NormalisedNetwork
 from training.config import ExecutionSpec, OptimisationSpec
 from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
+from training.hardware import hardware
 from training.losses import Objective
 from training.run_folder import is_done, open_stage, read_weights, require_finite, write_json, write_weights
 from training.step import Batch, Step, make_step
@@ -60,6 +61,8 @@ class Epoch(Figures):
 
     epoch: int
     seconds: float
+    hardware: str = ""
+    """Of process 0; what was written before this was kept has none."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def _train_epoch(
             stage.processes.first_does(lambda: _check_finite(running, stage, epoch))
             progress(stage, epoch, step, running.figures())
     figures = running.figures()
-    return Epoch(epoch=epoch, seconds=running.images / figures.images_per_s, **asdict(figures))
+    seconds = running.images / figures.images_per_s
+    return Epoch(epoch=epoch, seconds=seconds, hardware=hardware(device), **asdict(figures))
 
 
 class _Running:

@@ -27,7 +27,15 @@ from training.reproduce.choices import Validation
 from training.reproduce.methods import Only, methods, read_only
 from training.reproduce.networks import Lab, Setting
 from training.reproduce.report import BEGIN, END, report
-from training.reproduce.results import Results, Row, method_folder, read_results, read_scores, recomputed_rows
+from training.reproduce.results import (
+    Results,
+    Row,
+    method_folder,
+    read_results,
+    read_scores,
+    recomputed_rows,
+    write_results,
+)
 from training.reproduce.run import Reproduction
 from training.reproduce.size import Size, read_size
 from training.run_folder import write_json
@@ -316,18 +324,44 @@ def test_folder_without_any_set_is_refused(size: Size, benchmark: Benchmark, tmp
         reproduction(tmp_path / "out", tmp_path, size, benchmark).all()
 
 
-def test_ood_images_that_were_trained_on_are_counted(
+def test_images_that_were_trained_on_or_fitted_are_counted(
     image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path
 ) -> None:
     data, said = shutil.copytree(image_sets, tmp_path / "data"), list[str]()
+    train = load_set("cifar10/train", data, benchmark.preprocess, None).images
     with np.load(data / "outliers/train.npz") as outliers, np.load(data / "svhn/test.npz") as svhn:
-        images = np.concatenate([svhn["images"], outliers["images"][:3]])
-        np.savez(data / "svhn/test.npz", images=images)
+        of_svhn = np.concatenate([svhn["images"], outliers["images"][:3]])
+        of_outliers = np.concatenate([outliers["images"], train[:2]])
+    np.savez(data / "svhn/test.npz", images=of_svhn)
+    np.savez(data / "outliers/train.npz", images=of_outliers)
+    with np.load(data / "textures/test.npz") as textures:
+        np.savez(data / "textures/test.npz", images=textures["images"].repeat(2, axis=1).repeat(2, axis=2))
     only = Only(parts=frozenset())
     results = reproduction(tmp_path / "out", data, size, benchmark, said.append, only).all()
     assert "3 of the 43 images of svhn/test are training images or outliers too" in said
-    assert results.in_distribution["cifar10"].ood["svhn"].in_training == 3
+    assert f"2 of the {len(of_outliers)} images of outliers/train are training images too" in said
+    assert "38 of the 38 images of textures/test had another size and were fitted" in said
+    record = results.in_distribution["cifar10"]
+    assert (record.outliers.in_training, record.ood["svhn"].in_training) == (2, 3)
+    assert (record.outliers.fitted, record.ood["textures"].fitted) == (0, 38)
     assert results.rows == ()
+
+
+def test_too_few_images_to_fit_scores_on_are_refused_before_any_training(
+    image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="knn has 20 training images for its reference rows; k = 50"):
+        reproduction(tmp_path, image_sets, size.model_copy(update={"fit_images": 20}), benchmark).all()
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_hardware_is_that_of_training_too(out: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(out, tmp_path / "out")
+    path = copy / "networks/cifar10/seed-0/classifier/history.json"
+    first, *others = json.loads(path.read_text())
+    path.write_text(json.dumps([first | {"hardware": "Some GPU"}, *others]))
+    results = read_results(copy / "results.json")
+    assert write_results(copy, results.size, "again").hardware == f"{results.hardware}; Some GPU"
 
 
 def test_only_report_figures_and_results_are_for_a_repository(out: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ _LEGENDS = {
     "Table 3: generative models": "AUROC as a fraction. The generative models are the paper's to quote, not run here.",
     "Scores of fine-tuned networks": "Mean FPR95 over the far sets / over the near ones, of the same forward pass.",
     "Fig. 4a: temperature": "FPR95 of the classifier's negative energy.",
-    "Fig. 4b: margins": "FPR95 of negative energy. No network is trained on the validation images.",
+    "Fig. 4b: margins": "FPR95 of negative energy. These networks are not trained on the validation images.",
     "Chosen on validation outliers": "Mean FPR95 over the kinds of validation outliers, which are made of held-out "
     "training images. No test set has a part in it.",
 }

@@ -91,6 +91,8 @@ class SetRecord(Frozen):
     published: str | None
     """What `published.toml` calls that."""
     differs: str
+    fitted: int = 0
+    """So many of its images had another size."""
     in_training: int = 0
     """So many of its images are, pixel for pixel, training images or outliers."""
 
@@ -118,6 +120,7 @@ class Results(Frozen):
     commit: str
     command: str
     hardware: str
+    """What scored, and what trained where that is another."""
     seconds: float
     """Of training and scoring together, resumed or not."""
     size: dict[str, Any]
@@ -210,11 +213,12 @@ def method_folder(out: Path, in_distribution: str, run: str, method: str) -> Pat
 def write_results(out: Path, size: dict[str, Any], command: str) -> Results:
     """Put `results.json` together from every method that is done, and write it whole, one line a row."""
     done = [_rows_of(path, path.stat().st_mtime_ns) for path in sorted((out / SCORES).rglob(ROWS))]
+    trained = _epochs(out / NETWORKS)
     results = Results(
         commit=", ".join(dict.fromkeys(result.commit for result in done)),
         command=command,
-        hardware=", ".join(dict.fromkeys(result.hardware for result in done)),
-        seconds=round(sum(result.seconds for result in done) + _training_seconds(out / NETWORKS), 1),
+        hardware="; ".join(dict.fromkeys([*(result.hardware for result in done), *_hardware(trained)])),
+        seconds=round(sum(result.seconds for result in done) + sum(epoch["seconds"] for epoch in trained), 1),
         size=size,
         in_distribution={
             path.parent.name: InDistributionRecord.model_validate_json(path.read_text())
@@ -275,9 +279,12 @@ def _fine_tunings(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def _training_seconds(folder: Path) -> float:
-    histories = [json.loads(path.read_text()) for path in folder.rglob("history.json")]
-    return float(sum(epoch["seconds"] for history in histories for epoch in history))
+def _epochs(folder: Path) -> list[dict[str, Any]]:
+    return [epoch for path in sorted(folder.rglob("history.json")) for epoch in json.loads(path.read_text())]
+
+
+def _hardware(trained: list[dict[str, Any]]) -> list[str]:
+    return [epoch["hardware"] for epoch in trained if epoch.get("hardware")]
 
 
 def _json(results: Results) -> str:

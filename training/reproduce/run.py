@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import model_store
-from model_store.networks import NetworkOutput
-from model_store.score_specs import NegativeEnergySpec, ScoreSpec
+from model_store.networks import NetworkOutput, build_network
+from model_store.score_specs import NegativeEnergySpec, ScoreName, ScoreSpec
 from training.datasets import (
     ImageSet,
     load_set,
@@ -22,10 +23,12 @@ from training.datasets import (
     split_calibration,
 )
 from training.evaluate import Say, TestSets
+from training.fit_scores import require_fittable
+from training.hardware import hardware
 from training.objective_spec import Margins
 from training.overlap import digests
 from training.perturbed_scores import odin, perturbed_mahalanobis
-from training.publish import commit, hardware
+from training.publish import commit
 from training.reproduce.benchmark import Benchmark, SourcesSpec, find, require, ways_to_get
 from training.reproduce.choices import OdinSpec, PerturbedMahalanobisSpec, Validation, fitted_mahalanobis
 from training.reproduce.methods import CLASSIFIER, Method, Only, methods
@@ -151,7 +154,12 @@ class Subject:
         if not self._tests.far_ood:
             first = self.setting.spec.far_ood[0]
             require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)
-        _ = self._split
+        fit_images = min(self.setting.size.fit_images, len(self._split[0]))
+        with torch.device("meta"):
+            network = build_network(self.setting.size.network.spec(self.setting.spec.classes))
+        width = network.get_parameter("head.weight").shape[1]
+        for score in get_args(ScoreName):
+            require_fittable(self.setting.score_spec(score), fit_images, width)
 
     def record(self) -> None:
         """Write down which sets there are, in what they differ from the paper's, and which hold training images.
@@ -163,21 +171,24 @@ class Subject:
         own = SourcesSpec(sources=spec.train, paper=spec.title, differs="")
         folder = self.reproduction.out / SETS / self.setting.name
         open_stage(folder, self._fingerprints)
-        trained_on = np.concatenate([digests(image_set) for image_set in (self._train, self._outliers)])
+        labelled = digests(self._train)
+        trained_on = np.concatenate([labelled, digests(self._outliers)])
 
-        def describe(image_set: ImageSet, sources: SourcesSpec) -> SetRecord:
-            found = int(np.isin(digests(image_set), trained_on).sum())
+        def describe(image_set: ImageSet, sources: SourcesSpec, others: NDArray[np.uint64] = trained_on) -> SetRecord:
+            found = int(np.isin(digests(image_set), others).sum())
+            of = f"of the {len(image_set):,} images of {image_set.name}"
             if found:
-                self.reproduction.say(
-                    f"{found} of the {len(image_set):,} images of {image_set.name} are training images or outliers too"
-                )
+                also = "training images" if others is labelled else "training images or outliers"
+                self.reproduction.say(f"{found} {of} are {also} too")
+            if image_set.fitted:
+                self.reproduction.say(f"{image_set.fitted:,} {of} had another size and were fitted")
             return _record(image_set, sources, found)
 
         record = InDistributionRecord(
             title=spec.title,
             train=_record(self._trained_on, own, 0),
             test=describe(tests.test, own),
-            outliers=_record(self._outliers, self.reproduction.benchmark.outliers, 0),
+            outliers=describe(self._outliers, self.reproduction.benchmark.outliers, labelled),
             far_ood={name: describe(image_set, ood[name]) for name, image_set in tests.far_ood.items()},
             near_ood={name: describe(image_set, ood[name]) for name, image_set in tests.near_ood.items()},
             missing=self._missing,
@@ -209,7 +220,12 @@ class Subject:
         score = self._resolved(method)
         origin = self._origin(lab, method)
         folder = method_folder(self.reproduction.out, self.setting.name, lab.folder.name, method.name)
-        inputs = {"weights": network.sha256, "score": score.model_dump(), "sets": self._fingerprints}
+        inputs = {
+            "weights": network.sha256,
+            "score": score.model_dump(),
+            "fit_images": self.setting.size.fit_images,
+            "sets": self._fingerprints,
+        }
         open_stage(folder, {"origin": origin.model_dump(), **inputs})
         if (folder / ROWS).exists():
             return False
@@ -378,5 +394,6 @@ def _record(image_set: ImageSet, sources: SourcesSpec, in_training: int) -> SetR
         paper=sources.paper,
         published=sources.published,
         differs=sources.differs,
+        fitted=image_set.fitted,
         in_training=in_training,
     )
