@@ -3,6 +3,7 @@
 import hashlib
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -151,12 +152,17 @@ def require_classes(image_set: ImageSet, num_classes: int) -> None:
     """Refuse a labelled set that does not hold every class of the network.
 
     Raises:
-        DataError: fewer than two classes, another number than the network's, or a class without images.
+        DataError: fewer than two classes, another number than the network's, two of one name, or a class without
+            images.
     """
     if len(image_set.classes) != num_classes or num_classes < 2:
         raise DataError(
             f"{image_set.name} has {len(image_set.classes)} classes ({', '.join(image_set.classes[:12])}); "
             f"the recipe's network has {num_classes}, and a classifier needs at least 2"
+        )
+    if twice := [name for name, count in Counter(image_set.classes).items() if count > 1]:
+        raise DataError(
+            f"{image_set.name} has more than one class named {', '.join(twice)}; give each class a name of its own"
         )
     counts = np.bincount(image_set.labels, minlength=num_classes)
     if empty := [name for name, count in zip(image_set.classes, counts, strict=True) if count == 0]:

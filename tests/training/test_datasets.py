@@ -158,6 +158,12 @@ def test_one_class_is_refused(outliers: ImageSet) -> None:
         require_classes(outliers, 1)
 
 
+def test_two_classes_of_one_name_are_refused(labelled_npz: Write, preprocess: PreprocessSpec) -> None:
+    folder = labelled_npz([0, 1, 2, 3], ["airplane", "bird", "airplane", "cat"])
+    with pytest.raises(DataError, match="set has more than one class named airplane; give each"):
+        require_classes(load_set("set", folder, preprocess, None), 4)
+
+
 def test_another_number_of_classes_is_refused(train_set: ImageSet) -> None:
     with pytest.raises(DataError, match=r"has 10 classes.*network has 100"):
         require_classes(train_set, 100)
