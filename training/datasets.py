@@ -8,9 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
-from zipfile import BadZipFile
-from zlib import error as ZlibError
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -241,16 +239,21 @@ def _read_npz(path: Path, preprocess: PreprocessSpec) -> _Read:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             pixels = archive["images"]
             labels = archive["labels"] if "labels" in archive else np.zeros(len(pixels), np.int64)
-            classes = [str(name) for name in archive["classes"]] if "classes" in archive else None
+            names = archive.get("classes")
             encoding = str(archive["encoding"]) if "encoding" in archive else "lossless"
-    except (BadZipFile, EOFError, KeyError, OSError, TypeError, ValueError, ZlibError) as err:
-        raise DataError(f"{path} is no .npz with an array `images`: {err}") from err
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-        raise DataError(f"{path}: images are {pixels.dtype} {pixels.shape}; expected uint8 (N, H, W, 3)")
+    except Exception as err:  # of zipfile, zlib and numpy's parser of headers; a dozen types, no list is complete
+        raise DataError(f"{path} cannot be read as an .npz with an array `images`: {err}") from err
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:]:
+        raise DataError(
+            f"{path}: images are {pixels.dtype} {pixels.shape}; expected uint8 (N, H, W, 3) of at least a pixel each"
+        )
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected integers ({len(pixels)},)")
-    if classes is None:
-        classes = [str(label) for label in range(int(labels.max(initial=0)) + 1)]
+    if names is None:
+        names = np.arange(int(labels.max(initial=0)) + 1)
+    if names.ndim != 1:
+        raise DataError(f"{path}: classes are {names.dtype} {names.shape}; expected names (K,)")
+    classes = [str(name) for name in names]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels span {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}")
     fitted = _fit_all(pixels, preprocess)

@@ -1,5 +1,8 @@
+import io
 import pickle
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,10 +178,12 @@ def test_another_number_of_classes_is_refused(train_set: ImageSet) -> None:
         {"images": np.zeros((2, 32, 32, 3), np.float32)},
         {"images": np.zeros((2, 3, 32, 32), np.uint8)},
         {"images": np.zeros((2, 32, 32), np.uint8)},
+        {"images": np.zeros((2, 0, 0, 3), np.uint8)},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(3, np.int64)},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.zeros(2)},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, -1])},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, 5]), "classes": np.array(["a", "b"])},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "classes": np.array([["a", "b"]])},
         {"pixels": np.zeros((2, 32, 32, 3), np.uint8)},
         {"images": np.array([{"an": "object"}], dtype=object)},
     ],
@@ -191,7 +196,37 @@ def test_npz_that_is_no_image_set_is_named_by_path(
         load_set("bad", tmp_path, preprocess, None)
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 half a zip"])
+def _zipped(array: bytes, *, flags: int = 0, method: int = 0) -> bytes:
+    """Return an .npz with one member `images.npy`, with these general-purpose flags and compression in its headers."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", array)
+    content = bytearray(file.getvalue())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.index(magic) + offset
+        content[at : at + 4] = struct.pack("<HH", flags, method)
+    return bytes(content)
+
+
+def _array(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
+
+
+PETABYTES = "{'descr': '|u1', 'fortran_order': False, 'shape': (3000000000000, 32, 32, 3), }\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no zip",
+        b"PK\x03\x04 half a zip",
+        _zipped(_array(PETABYTES)),
+        _zipped(_array("{'descr': ((\n")),
+        _zipped(_array(PETABYTES), flags=1),  # encrypted
+        _zipped(_array(PETABYTES), method=99),  # a compression that nobody knows
+    ],
+)
 def test_file_that_is_no_npz_is_named_by_path(tmp_path: Path, preprocess: PreprocessSpec, content: bytes) -> None:
     (tmp_path / "bad.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.npz"):
