@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,10 @@ from training.torchvision_sets import TORCHVISION, download_command, locate_torc
 
 RESIDENT_BYTES = 4 * 2**30
 """A larger folder is decoded into a temporary file, memory-mapped, and streamed from there."""
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+NO_IMAGE_SUFFIXES = frozenset(
+    {".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".parquet", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
+"""Of what people, cameras and systems leave beside images; every other file is read, by its content."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,14 @@ def _fit_all(pixels: NDArray[np.uint8], preprocess: PreprocessSpec) -> NDArray[n
 
 
 def _read_folder(folder: Path, preprocess: PreprocessSpec) -> _Read:
-    class_dirs = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    entries = sorted(folder.iterdir())
+    class_dirs = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
+    loose = [path for path in entries if not path.is_dir() and _is_meant(path)]
+    if class_dirs and loose:
+        raise DataError(
+            f"{folder} has folders of classes, and beside them files of no class: {len(loose)}, the first {loose[0]}; "
+            "put each into the folder of its class, or take it out of the set"
+        )
     files = [sorted(_image_files(path)) for path in class_dirs or [folder]]
     paths = [path for members in files for path in members]
     labels = np.repeat(np.arange(len(files)), [len(members) for members in files]).astype(np.int64)
@@ -293,7 +302,18 @@ def _decode_files(paths: Sequence[Path], preprocess: PreprocessSpec) -> tuple[ND
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from filter(_is_meant, (Path(parent, name) for name in names))
+
+
+def _is_meant(file: Path) -> bool:
+    """Return whether a file is meant for an image: it is not hidden, and not one of what lies beside images."""
+    return not file.name.startswith(".") and file.suffix.lower() not in NO_IMAGE_SUFFIXES
+
+
+def _refuse(err: OSError) -> NoReturn:
+    raise DataError(f"{err.filename} cannot be read: {err.strerror}") from err
 
 
 def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -308,7 +328,7 @@ def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8
         encoded = path.read_bytes()
         return *images.load_and_tell(encoded, preprocess), images.encoding(encoded)
     except (ImageError, OSError) as err:
-        raise DataError(f"{path}: {err}") from err
+        raise DataError(f"{path}: {err}, or take it out of the set") from err
 
 
 def _reencode(pixels: NDArray[np.uint8], quality: int, preprocess: PreprocessSpec) -> NDArray[np.uint8]:

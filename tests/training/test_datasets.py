@@ -143,6 +143,64 @@ def test_unreadable_file_is_named_by_path(image_sets: Path, tmp_path: Path, prep
         load_set("train", tmp_path, preprocess, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("photograph.heic", "no image of a format that is read"),
+        ("photograph", "0 bytes"),
+        ("photograph.png", "No such file"),
+    ],
+)
+def test_file_that_is_not_read_is_refused_not_passed_over(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, name: str, reason: str
+) -> None:
+    _jpeg_folder(tmp_path / "set", train_set)
+    unread = tmp_path / "set" / name
+    match unread.suffix:
+        case ".heic":
+            unread.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+        case ".png":
+            unread.symlink_to("nowhere")
+        case _:
+            unread.touch()
+    with pytest.raises(DataError, match=rf"{unread}: .*{reason}.*take it out of the set"):
+        load_set("set", tmp_path, preprocess, None)
+
+
+def test_images_are_read_by_any_name_and_in_linked_folders(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    _jpeg_folder(tmp_path / "elsewhere", train_set)
+    (tmp_path / "elsewhere/0.jpg").rename(tmp_path / "elsewhere/0.jpe")
+    (tmp_path / "elsewhere/1.jpg").rename(tmp_path / "elsewhere/without-suffix")
+    (tmp_path / "set/cat").mkdir(parents=True)
+    (tmp_path / "set/cat/more").symlink_to(tmp_path / "elsewhere")
+    loaded = load_set("set", tmp_path, preprocess, None)
+    assert (len(loaded), loaded.classes, loaded.encoding) == (5, ("cat",), "jpeg")
+
+
+def test_files_that_are_no_images_of_the_set_are_passed_over(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    _jpeg_folder(tmp_path / "set", train_set)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini", "index.parquet", "LABELS.CSV", ".hidden/0.jpg"):
+        (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"no image")
+    assert len(load_set("set", tmp_path, preprocess, None)) == 5
+
+
+def test_image_beside_the_folders_of_classes_is_refused(
+    image_sets: Path, tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+) -> None:
+    shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
+    (tmp_path / "train/labels.txt").touch()
+    assert load_set("train", tmp_path, preprocess, None).fingerprint == train_set.fingerprint
+    for name in ("b.png", "a.png"):
+        Image.fromarray(train_set.images[0]).save(tmp_path / "train" / name)
+    with pytest.raises(DataError, match=rf"{tmp_path}/train has .* 2, the first {tmp_path}/train/a\.png; put each"):
+        load_set("train", tmp_path, preprocess, None)
+
+
 def test_empty_folder_is_refused(tmp_path: Path, preprocess: PreprocessSpec) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="holds no images"):
