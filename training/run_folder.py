@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from training.errors import ResumeError, WeightsError
@@ -65,11 +66,19 @@ def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader, or a restart, sees all of it or none."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that a reader, a restart, or a start after a power loss finds all of it, or what was there."""
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_bytes(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def mean(networks: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -84,9 +93,8 @@ def mean(networks: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> 
 
 def write_weights(folder: Path, network: nn.Module) -> None:
     """Write the stage's final weights; that they are there means the stage is done."""
-    partial = folder / "weights.partial"
-    save_file({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}, partial)
-    partial.replace(folder / WEIGHTS)
+    weights = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    write_bytes(folder / WEIGHTS, save(weights))
 
 
 def weights_sha256(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """The training loop of every stage: seeded epochs, a checkpoint after each, the same weights after any resume."""
 
 import hashlib
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +22,15 @@ from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.hardware import hardware
 from training.losses import Objective
-from training.run_folder import is_done, open_stage, read_weights, require_finite, write_json, write_weights
+from training.run_folder import (
+    is_done,
+    open_stage,
+    read_weights,
+    require_finite,
+    write_bytes,
+    write_json,
+    write_weights,
+)
 from training.step import Batch, Step, make_step
 
 FINAL_LEARNING_RATE = 1e-6
@@ -274,9 +283,9 @@ def _save(
         "history": [asdict(epoch) for epoch in history],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    content = io.BytesIO()  # to a file PyTorch says of a full disk only that a position was not expected
+    torch.save(state, content)
+    write_bytes(path, content.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

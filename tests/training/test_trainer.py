@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +28,7 @@ from training.progress import silent
 from training.run_folder import exclusive, open_stage
 from training.step import Batch
 from training.synthetic_outliers import KINDS
-from training.trainer import Figures, Stage, learning_rate, train
+from training.trainer import Figures, Stage, learning_rate, read_checkpoint, train
 
 CPU = torch.device("cpu")
 PLAIN = AugmentSpec(flip=False, crop_padding=0)
@@ -303,6 +304,26 @@ def test_weights_that_the_last_step_blew_up_do_not_replace_the_checkpoint(tmp_pa
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len(state["history"]) == 1
     assert torch.isfinite(state["network"]["weight"]).all()
+
+
+def test_checkpoint_takes_the_last_ones_place_when_it_is_safe_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1), epochs=2)
+    epochs: list[tuple[int, int]] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        kept = read_checkpoint(stage.checkpoint)
+        incoming = read_checkpoint(Path(f"/proc/self/fd/{descriptor}"))
+        assert incoming is not None
+        epochs.append((len(kept["history"]) if kept else 0, len(incoming["history"])))
+
+    monkeypatch.setattr("os.fsync", watched)
+    train(Linear(), stage, CPU, silent)
+    assert epochs == [(0, 1), (1, 2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])

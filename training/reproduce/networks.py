@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from model_store.manifest import PreprocessSpec
@@ -28,7 +28,7 @@ from training.pretrain import pretrain
 from training.reproduce.benchmark import InDistributionSpec
 from training.reproduce.methods import CLASSIFIER, slug
 from training.reproduce.size import Size
-from training.run_folder import is_done, open_stage, weights_sha256
+from training.run_folder import is_done, open_stage, weights_sha256, write_bytes
 from training.trainer import Progress
 
 
@@ -174,8 +174,6 @@ def kept_outputs(network: TrainedNetwork, sets: Mapping[str, ImageSet], folder: 
     if not path.exists():
         outputs = {name: network.output(image_set.images) for name, image_set in sets.items()}
         tensors = {f"{name}/{part}": t for name, output in outputs.items() for part, t in output._asdict().items()}
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        write_bytes(path, save(tensors))
     tensors = load_file(path)
     return {name: NetworkOutput(tensors[f"{name}/logits"], tensors[f"{name}/features"]) for name in sets}

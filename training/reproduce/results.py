@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from model_store.frozen import Frozen, Percent
 from training.bootstrap import bootstrap_intervals
@@ -19,7 +19,7 @@ from training.evaluate import OOD_IMAGES
 from training.metrics import resampled_metrics
 from training.reproduce.choices import CHOICE
 from training.reproduce.methods import slug
-from training.run_folder import INPUTS, write_json
+from training.run_folder import INPUTS, write_bytes, write_json
 from training.selection import Choice
 
 RESULTS, ROWS, SCORES, SETS, CHOICES, NETWORKS = "results.json", "rows.json", "scores", "sets", "choices", "networks"
@@ -180,9 +180,7 @@ def rows(origin: Origin, scores: MethodScores) -> Iterator[Row]:
 def write_scores(folder: Path, scores: MethodScores) -> None:
     """Write per-image scores, whole or not at all."""
     ood = {f"{OOD}{name}": values for name, values in scores.ood.items()}
-    partial = folder / "scores.partial"
-    save_file({TEST: scores.test, CORRECT: scores.correct} | ood, partial)
-    partial.replace(folder / SCORES_FILE)
+    write_bytes(folder / SCORES_FILE, save({TEST: scores.test, CORRECT: scores.correct} | ood))
 
 
 def read_scores(folder: Path) -> MethodScores:
@@ -250,10 +248,8 @@ def write_rows(folder: Path, result: MethodResult) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text so that a reader, or a restart, sees all of it or none."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    """Write a text, whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 @cache
