@@ -41,7 +41,7 @@ from training.reproduce.report import REPORT, renew, write_report
 from training.reproduce.results import RESULTS, read_results, write_text
 from training.reproduce.run import Reproduction
 from training.reproduce.size import read_size
-from training.run_folder import exclusive
+from training.run_folder import exclusive, require_writable, writing
 from training.run_sets import RunSets
 from training.trainer import Progress
 
@@ -205,10 +205,12 @@ def optimise(
     source = find_source(bundle, (Store(store), Store(SHIPPED)), chosen)
     manifest = source.manifest
     folder = run_folder or Path("runs") / f"{manifest.name}@{manifest.version}-{runtime}-{precision}"
+    require_writable(store / manifest.name)
     with exclusive(folder), ConsoleProgress(console) as progress:
         sets = RunSets(recipe_of(source), data, progress.say, ALONE)
         draft = Optimiser(source, sets, target, chosen, folder, progress.say).draft(allow_flips)
-        published = Store(store).publish(draft, newer_than=manifest.version)
+        with writing(store):
+            published = Store(store).publish(draft, newer_than=manifest.version)
     if draft.manifest.optimisation is not None:
         Console().print(Markdown(report.optimisation_table(draft.manifest.optimisation)))
     typer.echo(f"{bundle_ref(published)} {published}")
@@ -284,9 +286,11 @@ def card(
     if readme is not None and not readme.is_file():
         raise typer.BadParameter(f"{readme} is no file to renew the results in")
     if readme is not None:
-        readme.write_text(report.replace_block(readme.read_text(), report.readme_block(loaded)))
+        with writing(readme):
+            readme.write_text(report.replace_block(readme.read_text(), report.readme_block(loaded)))
     if out is not None:
-        out.write_text(report.model_card(loaded))
+        with writing(out):
+            out.write_text(report.model_card(loaded))
     if readme is None and out is None:
         typer.echo(report.model_card(loaded))
 
@@ -344,10 +348,10 @@ def _device(name: str | None) -> torch.device:
 
 
 def main() -> None:
-    """Run the command; what a user can mend ends it with a message and exit status 1."""
+    """Run the command; what a user or an operator can mend ends it with a message and exit status 1."""
     try:
         app()
-    except (TrainingError, BundleError, FloatingPointError) as err:
+    except (TrainingError, BundleError, FloatingPointError, OSError) as err:
         if tells():
             typer.echo(f"ood-train: {err}", err=True)
         raise SystemExit(1) from None

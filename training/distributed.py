@@ -232,7 +232,7 @@ def _outcome(action: Callable[[], Result]) -> tuple[Any, Exception | None]:
     """Run `action`; return its result, or the error that a user can mend."""
     try:
         return action(), None
-    except (TrainingError, BundleError) as err:
+    except (TrainingError, BundleError, OSError) as err:
         return None, err
 
 

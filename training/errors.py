@@ -25,5 +25,9 @@ class ResumeError(TrainingError):
     """A run folder that holds results of another recipe."""
 
 
+class OutputError(TrainingError):
+    """A file or folder that cannot be written."""
+
+
 class OptimisationError(TrainingError):
     """A bundle that cannot be put into a lower precision, or whose verdicts would change too much by it."""

@@ -33,7 +33,15 @@ from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.run_folder import INPUTS, is_done, read_weights, require_inputs, weights_sha256, write_json
+from training.run_folder import (
+    INPUTS,
+    is_done,
+    read_weights,
+    require_inputs,
+    require_writable,
+    weights_sha256,
+    write_json,
+)
 from training.run_sets import RunSets
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
@@ -92,7 +100,10 @@ class Run:
 
         Raises:
             DataError: a set that any stage needs is missing or unfit; nothing is trained then.
+            OutputError: the bundle could not be put into the store; nothing is trained then, either.
         """
+        if self.recipe.data.calibration_images:
+            self.processes.first_does(lambda: require_writable(store.root / self.recipe.name))
         self.check()
         self.pretrain()
         if self._selects_margins:

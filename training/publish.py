@@ -25,6 +25,7 @@ from training.calibrate import Calibrated
 from training.config import Recipe
 from training.datasets import ImageSet
 from training.hardware import hardware
+from training.run_folder import writing
 
 GOLDEN_IMAGES = 12
 """At most: they travel with the bundle and are replayed at every start."""
@@ -142,9 +143,13 @@ def publish(store: Store, draft: BundleDraft) -> Path:
     """Publish a draft, loaded whole before it is; a bundle that equals it in all but its version is found instead.
 
     Raises:
-        BundleError: the bundle cannot be written, or does not replay its own golden images.
+        BundleError: the bundle does not replay its own golden images.
+        OutputError: it cannot be written.
     """
-    return _published(store, draft) or store.publish(draft)
+    if folder := _published(store, draft):
+        return folder
+    with writing(store.root):
+        return store.publish(draft)
 
 
 def _published(store: Store, draft: BundleDraft) -> Path | None:

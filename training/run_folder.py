@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from training.errors import ResumeError, WeightsError
+from training.errors import OutputError, ResumeError, WeightsError
 
 INPUTS = "inputs.json"
 WEIGHTS = "weights.safetensors"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say of what is written meanwhile where it should go, if it cannot.
+
+    Raises:
+        OutputError: the disk is full, or there is no such place, or none that may be written to.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise OutputError(
+            f"{path} cannot be written ({err.strerror or err}); make room there, or name another place"
+        ) from err
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or filled later; nothing is left of the attempt.
+
+    Raises:
+        OutputError: a temporary folder cannot be made in it, or in the nearest one above it that there is.
+    """
+    with writing(folder):
+        there = next(each for each in (folder, *folder.parents) if each.exists() or each.is_symlink())
+        tempfile.TemporaryDirectory(prefix=".probe-", dir=there).cleanup()
 
 
 @contextmanager
@@ -25,10 +52,13 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Keep every other process out of a run's folder; the lock goes when the process does, however it ends.
 
     Raises:
+        OutputError: it cannot be made, or nothing can be written into it.
         ResumeError: another process is in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
@@ -67,13 +97,18 @@ def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader, a restart, or a start after a power loss finds all of it, or what was there."""
+    """Write a file so that a reader, a restart, or a start after a power loss finds all of it, or what was there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:

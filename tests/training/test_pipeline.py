@@ -36,6 +36,7 @@ from training.evaluate import predict_files
 from training.metrics import auroc
 from training.pipeline import Run, evaluate_bundle
 from training.progress import silent
+from training.run_folder import require_writable
 
 CPU = torch.device("cpu")
 OodTrain = Callable[..., subprocess.CompletedProcess[str]]
@@ -496,6 +497,12 @@ def test_start_bundle_may_be_one_that_ships(
         (("run", "tiny", "--data", "IMAGES", "--device", "mps"), ("mps",)),
         (("card", "cifar10", "--readme", "NO-MARKERS"), ("results",)),
         (("card", "cifar10", "--readme", "missing.md"), ("missing.md",)),
+        (("card", "cifar10", "--out", "/dev/full"), ("/dev/full cannot be written (No space left on device)",)),
+        (("run", "tiny", "--data", "IMAGES", "--store", "plain.md"), ("plain.md/tiny cannot be written (Not a dir",)),
+        (("run", "tiny", "--data", "IMAGES", "--store", "/proc/store"), ("/proc/store/tiny cannot be written (",)),
+        (("run", "tiny", "--data", "IMAGES", "--run", "plain.md"), ("plain.md cannot be written (", "another place")),
+        (("run", "tiny", "--data", "IMAGES", "--run", "/proc/run"), ("/proc/run cannot be written (",)),
+        (("data", "tiny", "--data", 300 * "x"), ("File name too long: 'xxx",)),
     ],
 )
 def test_bad_command_gets_a_message_not_a_traceback(
@@ -508,6 +515,12 @@ def test_bad_command_gets_a_message_not_a_traceback(
     for part in parts:
         assert part in finished.stderr
     assert "Traceback" not in finished.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))  # nothing was trained
+
+
+def test_store_that_is_asked_whether_it_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    require_writable(tmp_path / "store/tiny")
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_command_shows_what_is_there_and_what_is_not(ood_train: OodTrain, image_sets: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
 from training.config import ExecutionSpec, MiningSpec, OptimisationSpec, Recipe
 from training.datasets import ImageSet
-from training.errors import DivergedError, ResumeError, WeightsError
+from training.errors import DivergedError, OutputError, ResumeError, WeightsError
 from training.finetune import finetune
 from training.objective_spec import BalancedEnergySpec
 from training.outlier_classes import outlier_pieces
@@ -324,6 +325,25 @@ def test_checkpoint_takes_the_last_ones_place_when_it_is_safe_on_disk(
     train(Linear(), stage, CPU, silent)
     assert epochs == [(0, 1), (1, 2)]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_checkpoint_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_path: Path) -> None:
+    """What a full disk does to a file, a limit on its size does to every one of this process."""
+    stage = _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1), epochs=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(_: Stage, epoch: int, step: int, __: Figures) -> None:
+        if (epoch, step) == (0, 1):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+
+    try:
+        with pytest.raises(OutputError, match=rf"^{stage.checkpoint} cannot be written \(File too large\); make room"):
+            train(Linear(), stage, CPU, fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = read_checkpoint(stage.checkpoint)
+    assert kept is not None
+    assert len(kept["history"]) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04"])
