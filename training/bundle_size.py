@@ -3,14 +3,12 @@
 import math
 from collections.abc import Mapping
 
-import torch
-
 from model_store.bundle import BundleDraft, pack
-from model_store.networks import build_network
 from model_store.score_specs import KnnSpec, ScoreSpec
 from model_store.scores import statistic_shapes
 from training.config import Recipe
 from training.errors import RecipeError
+from training.recipe_network import outlined
 
 FLOAT32 = 4
 """Bytes of a calibration score or a fitted statistic."""
@@ -39,8 +37,7 @@ def require_draft_small_enough(recipe: Recipe, draft: BundleDraft) -> None:
 
 def recipe_parts(recipe: Recipe, train_images: int, held_out_images: int) -> dict[str, int]:
     """Return the bytes of what follows from the recipe: weights, calibration scores, and each score's statistics."""
-    with torch.device("meta"):
-        network = build_network(recipe.network)
+    network = outlined(recipe.network)
     classes, width = network.get_parameter("head.weight").shape
     parts = {
         "weights": sum(tensor.nbytes for tensor in network.state_dict().values()),

@@ -6,17 +6,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from model_store.frozen import Fraction, Frozen, OpenFraction
 from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
-from model_store.networks import build_network
 from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
 from training.augment_spec import AugmentSpec, JpegShare
 from training.errors import RecipeError
 from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec
+from training.recipe_network import outlined
 from training.synthetic_outliers import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -355,8 +354,7 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _network_exists(self) -> "Recipe":
-        with torch.device("meta"):
-            build_network(self.network)
+        outlined(self.network)
         return self
 
 

@@ -33,6 +33,7 @@ from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
+from training.recipe_network import outlined, require_fit
 from training.run_folder import (
     INPUTS,
     is_done,
@@ -125,8 +126,10 @@ class Run:
         Raises:
             DataError: a set is missing or unfit, sets differ in encoding, or there are too few images to
                 validate margins by or to fit a score on.
-            RecipeError: the bundle would be larger than the recipe allows.
+            RecipeError: the network does not take images of the recipe's size, or the bundle would be larger than the
+                recipe allows.
         """
+        self._require_fit()
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
             self.processes.require_last_share(len(self.sets.train), spec.batch_size)
         _ = self.sets.outliers
@@ -136,8 +139,7 @@ class Run:
         require_one_encoding(list(self.sets.by_role().values()))
         if self._selects_margins:
             split_validation(self.sets.train, self.recipe.selection.validation_images, self.recipe.seed)
-        with torch.device("meta"):
-            width = build_network(self.recipe.network).get_parameter("head.weight").shape[1]
+        width = outlined(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
             require_fittable(spec, len(self.sets.train), width)
         if held_out := self.recipe.data.calibration_images:
@@ -145,8 +147,16 @@ class Run:
         for overlap in self.sets.overlaps.values():
             self.say(f"warning: {overlap}")
 
+    def _require_fit(self) -> None:
+        self.processes.first_does(lambda: require_fit(self.recipe.network, self.recipe.preprocess))
+
     def pretrain(self) -> nn.Module:
-        """Train the classifier, from scratch or on from a published network; or take that as it is."""
+        """Train the classifier, from scratch or on from a published network; or take that as it is.
+
+        Raises:
+            RecipeError: the network does not take images of the recipe's size.
+        """
+        self._require_fit()
         recipe, folder = self.recipe, self.folder / PRETRAIN
         train_set, processes = self.sets.train, self.processes
         if recipe.start is None:

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from model_store.manifest import TorchvisionSpec
 from model_store.networks import build_network
 from training.augment_spec import AugmentSpec
 from training.config import RECIPES, Recipe, read_recipe
 from training.errors import RecipeError
 from training.objective_spec import EnergyBoundedSpec
+from training.recipe_network import require_fit
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
@@ -190,3 +192,11 @@ def test_recipe_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert read_recipe(Path("tiny")).seed == 99
     assert tomllib.loads(TINY)["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf"])  # a RegNet needs values to be built
+def test_recipe_of_a_torchvision_network_is_read(tiny: Recipe, name: str) -> None:
+    network = {"kind": "torchvision", "name": name, "num_classes": 10}
+    recipe = Recipe.model_validate(tiny.model_dump() | {"network": network})
+    assert recipe.network == TorchvisionSpec(name=name, num_classes=10)
+    require_fit(recipe.network, recipe.preprocess)

@@ -21,6 +21,7 @@ from scipy.special import logsumexp
 from model_store import images
 from model_store.bundle import load_bundle
 from model_store.errors import ManifestError
+from model_store.manifest import TorchvisionSpec
 from model_store.score_specs import KnnSpec, ScoreName, VimSpec
 from model_store.scores import Head
 from model_store.store import SHIPPED, BundleRef, Store
@@ -446,6 +447,18 @@ def test_too_few_calibration_images_are_refused_before_anything_is_read(tiny: Re
     recipe = tiny.model_copy(update={"data": tiny.data.model_copy(update={"calibration_images": 18})})
     with pytest.raises(DataError, match=r"n is 18; .*at least 19 .*raise data\.calibration_images"):
         Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent)
+
+
+@pytest.mark.parametrize("stage", ["check", "pretrain"])
+def test_network_that_does_not_take_the_images_is_refused_before_anything_is_read(
+    tiny: Recipe, tmp_path: Path, stage: str
+) -> None:
+    recipe = tiny.model_copy(update={"network": TorchvisionSpec(name="alexnet", num_classes=10)})
+    run = Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent)
+    with pytest.raises(
+        RecipeError, match=r"alexnet cannot be trained on images of 32x32 \(.*too small\); take another"
+    ):
+        getattr(run, stage)()
 
 
 def test_run_command_starts_from_a_bundle_of_its_own_store(
