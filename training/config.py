@@ -146,9 +146,10 @@ class FinetuneSpec(OptimisationSpec):
 class AverageSpec(Frozen):
     """The mean of networks is taken as it is, but for its batch-norm statistics, which are measured anew.
 
-    On batches as in fine-tuning: augmented, with outliers in each. Of which networks: of the bundles that the recipe
-    starts from, all alike; or, where it fine-tunes, of the classifier and the fine-tuned network (WiSE-FT; Wortsman et
-    al., 2022), between which lies the choice between accuracy and distance of energies.
+    On batches with outliers in each, as in fine-tuning, but augmented by the recipe's own `augment`, not by the
+    fine-tuning's. Of which networks: of the bundles that the recipe starts from, all alike; or, where it fine-tunes, of
+    the classifier and the fine-tuned network (WiSE-FT; Wortsman et al., 2022), between which lies the choice between
+    accuracy and distance of energies.
     """
 
     batch_size: int = Field(ge=2)
