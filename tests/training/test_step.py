@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -72,6 +73,22 @@ def test_a_step_leaves_the_gradients_of_its_batch_alone() -> None:
     torch.testing.assert_close(found.loss, loss.detach())
     step(batch)
     torch.testing.assert_close(_gradients(network), list(expected))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_a_step_computes_in_its_precision_and_ends_in_float32(
+    precision: Literal["bfloat16", "float32"], dtype: torch.dtype
+) -> None:
+    cpu = torch.device("cpu")
+    network = _network(cpu)
+    found: dict[type[nn.Module], set[torch.dtype]] = {nn.Conv2d: set(), nn.Linear: set()}
+    for module in network.modules():
+        if type(module) in found:
+            module.register_forward_hook(lambda module, _, output: found[type(module)].add(output.dtype))
+    output = make_step(network, OBJECTIVE, ExecutionSpec(precision=precision), ALONE, cpu)(_batch(cpu, 6, 4, seed=0))
+    assert found == {nn.Conv2d: {dtype}, nn.Linear: {torch.float32}}
+    assert (output.loss.dtype, output.logits.dtype) == (torch.float32, torch.float32)
+    assert {gradient.dtype for gradient in _gradients(network)} == {torch.float32}
 
 
 @pytest.mark.gpu
