@@ -1,4 +1,10 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from model_store.evaluation import (
     Detection,
@@ -10,8 +16,10 @@ from model_store.evaluation import (
     ServedEvaluation,
 )
 from model_store.manifest import Calibration
+from model_store.predictor import Scores
 from training import report
 from training.errors import TrainingError
+from training.evaluate import NetworkScores
 
 
 def _detection(fpr95: float) -> Detection:
@@ -98,6 +106,47 @@ def test_tables_of_negative_energy_alone_are_what_they_were(evaluation: Evaluati
         "| test images sent",
         "| input of no class",
     ]
+
+
+def _scores(confidence: float, negative_energy: float) -> Scores:
+    """Scores of 20 images, spread over 0.05 and 0.5 from these least ones."""
+    spread = np.linspace(0, 1, 20, dtype=np.float32)
+    nothing = torch.zeros(20, 2)
+    return Scores(nothing, nothing, negative_energy + spread / 2, confidence + spread / 20)
+
+
+def test_histograms_show_each_series_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drawn polygon reaches from the least to the greatest of its scores."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    sets = {"svhn": _scores(0.1, 1), "places": _scores(0.2, 2), "near": _scores(0.6, 6)}
+    untuned = {name: _scores(0.01, -1) for name in sets}
+    report.plot_histograms(
+        tmp_path / "histograms.png",
+        ("svhn", "places"),
+        NetworkScores(_scores(0.9, 9), sets),
+        NetworkScores(_scores(0.5, 5), untuned),
+    )
+    found = {axes.get_title(): {patch.get_label(): _drawn(patch) for patch in axes.patches} for axes in figures[0].axes}
+    assert found == {
+        "softmax score, untuned": {"in-distribution": (0.5, 0.55), "far OOD": (0.01, 0.06)},
+        "negative energy, untuned": {"in-distribution": (5, 5.5), "far OOD": (-1, -0.5)},
+        "softmax score, fine-tuned": {"in-distribution": (0.9, 0.95), "far OOD": (0.1, 0.25)},
+        "negative energy, fine-tuned": {"in-distribution": (9, 9.5), "far OOD": (1, 2.5)},
+    }
+
+
+def _drawn(polygon: Any) -> tuple[Any, Any]:
+    """Return from where to where the polygon is above zero, to a bin's width."""
+    x, y = polygon.get_xy().T
+    bin_width = np.diff(np.unique(x)).max()
+    return pytest.approx(x[y > 0].min(), abs=bin_width), pytest.approx(x[y > 0].max(), abs=bin_width)
 
 
 @pytest.mark.parametrize("document", ["", report.BEGIN, f"{report.END}{report.BEGIN}"])
