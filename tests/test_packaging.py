@@ -98,10 +98,10 @@ def test_wheel_carries_the_packages_and_the_bundle(tmp_path: Path) -> None:
         names = set(wheel.namelist())
         metadata = wheel.read(next(name for name in names if name.endswith("METADATA"))).decode()
         scripts = wheel.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
-    tracked = subprocess.run(
-        ["git", "ls-files", *ALLOWED], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout
-    assert set(tracked.split()) <= names
+    if (ROOT / ".git").exists():  # not in a copy of the sources
+        tracked = subprocess.run(["git", "ls-files", *ALLOWED], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert tracked.stdout
+        assert set(tracked.stdout.split()) <= names
     assert not [name for name in names if name.startswith("tests")]
     assert any(name.startswith("model_store/bundles/cifar10/1/") for name in names)
     assert "Name: energy-ood" in metadata
