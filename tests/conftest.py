@@ -5,17 +5,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 DATA = Path(__file__).parent / "data"
+LEFT_OUT = pytest.StashKey[int]()
+"""How many `images` tests were left out for want of TEST_IMAGES."""
 
 
+@pytest.hookimpl(trylast=True)  # after those that -m and -k leave out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "TEST_IMAGES" not in os.environ:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("images")])
+        left_out = [item for item in items if item.get_closest_marker("images")]
+        config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("images")]
+        config.stash[LEFT_OUT] = len(left_out)
+        if hasattr(config, "workeroutput"):  # of pytest-xdist, whose workers alone collect
+            config.workeroutput["left_out"] = len(left_out)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -36,8 +44,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the stress tests did, and how often; their processes' output would be lost."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what an xdist worker counted, unless it crashed."""
+    if "left_out" in (output := getattr(node, "workeroutput", {})):
+        node.config.stash[LEFT_OUT] = output["left_out"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what the stress tests did, and how often, as their processes' output would be lost; and what was left out."""
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"tests marked `images` that were left out: {left_out}; TEST_IMAGES=DIR runs them")
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     for text in (value for report in reports for name, value in report.user_properties if name == "ran"):
         terminalreporter.write_line(text)
