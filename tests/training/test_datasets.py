@@ -116,6 +116,57 @@ def test_torchvision_set_of_files_goes_through_the_decoder(
     assert (loaded.fitted, loaded.where(2)) == (3, str(folder / "images" / names[2]))
 
 
+def _photographs(folder: Path, names: list[str], source: ImageSet) -> None:
+    for image, name in zip(source.images, names, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((48, 64)).save(folder / name)
+
+
+def test_celeba_of_torchvision_is_one_class_of_its_splits_files(
+    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torchvision's layout; it checks the real lists' MD5, so that is off."""
+    monkeypatch.setattr("torchvision.datasets.celeba.check_integrity", lambda *_: True)
+    folder = tmp_path / "celeba"
+    splits = {"000001.jpg": 0, "000002.jpg": 2, "000003.jpg": 1, "000004.jpg": 2}
+    _photographs(folder / "img_align_celeba", list(splits), train_set)
+    (folder / "list_eval_partition.txt").write_text("".join(f"{name} {split}\n" for name, split in splits.items()))
+    (folder / "identity_CelebA.txt").write_text("".join(f"{name} 7\n" for name in splits))
+    for name in ("bbox_celeba", "landmarks_align_celeba", "attr_celeba"):
+        rows = "".join(f"{name} 1 -1\n" for name in splits)
+        (folder / f"list_{name}.txt").write_text(f"{len(splits)}\nYoung Male\n{rows}")
+    loaded = load_set("torchvision:CelebA:test", tmp_path, preprocess, None)
+    files = [folder / "img_align_celeba" / name for name in ("000002.jpg", "000004.jpg")]
+    assert [loaded.where(0), loaded.where(1)] == list(map(str, files))
+    assert (loaded.classes, loaded.labels.tolist(), loaded.encoding, loaded.fitted) == (("0",), [0, 0], "jpeg", 2)
+    np.testing.assert_array_equal(loaded.images[1], images.load(files[1].read_bytes(), preprocess))
+
+
+@pytest.mark.parametrize(
+    ("split", "listed", "folder"),
+    [("train", "train_standard", "data_256_standard"), ("val", "val", "val_256")],
+)
+def test_places_of_torchvision_are_the_small_images_by_their_lists(
+    tmp_path: Path,
+    train_set: ImageSet,
+    preprocess: PreprocessSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    split: str,
+    listed: str,
+    folder: str,
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.places365.check_integrity", lambda *_, **__: True)
+    (tmp_path / "categories_places365.txt").write_text("/a/airfield 0\n/b/bow_window/indoor 1\n")
+    labels = {"a/1.jpg": 1, "b/2.jpg": 0, "3.jpg": 1}
+    (tmp_path / f"places365_{listed}.txt").write_text("".join(f"/{name} {label}\n" for name, label in labels.items()))
+    _photographs(tmp_path / folder, list(labels), train_set)
+    loaded = load_set(f"torchvision:Places365:{split}", tmp_path, preprocess, None)
+    assert (loaded.classes, loaded.labels.tolist()) == (("/a/airfield", "/b/bow_window/indoor"), [1, 0, 1])
+    assert (loaded.encoding, loaded.fitted, loaded.where(1)) == ("jpeg", 3, str(tmp_path / folder / "b/2.jpg"))
+    expected = images.load((tmp_path / folder / "3.jpg").read_bytes(), preprocess)
+    np.testing.assert_array_equal(loaded.images[2], expected)
+
+
 @pytest.mark.parametrize(
     ("source", "parts"),
     [
