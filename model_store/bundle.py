@@ -140,13 +140,13 @@ def _parse_manifest(path: Path, content: bytes) -> Manifest:
     except (ValueError, RecursionError) as err:
         raise ManifestError(f"{path} is not JSON: {err}") from err
     found = fields.get("schema_version") if isinstance(fields, dict) else None
-    if found not in range(1, SCHEMA_VERSION + 1):
+    if type(found) is not int or found not in range(1, SCHEMA_VERSION + 1):  # True and 1.0 equal 1
         raise ManifestError(
             f"{path} has schema_version {found!r}; this version of energy-ood reads 1 to {SCHEMA_VERSION}: "
             "update energy-ood, or export the bundle again"
         )
     try:
-        return Manifest.model_validate_json(json.dumps(fields))
+        return Manifest.model_validate_json(json.dumps(fields), strict=True)
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(map(str, first["loc"])) or "manifest"

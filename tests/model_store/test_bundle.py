@@ -101,10 +101,17 @@ def test_newer_schema_is_refused(bundle_folder: Path) -> None:
     _check_refused(bundle_folder, ManifestError, MANIFEST, "schema_version 4", "reads 1 to 3", "update energy-ood")
 
 
+@pytest.mark.parametrize("found", [True, 1.0, "1", None, [1]])
+def test_schema_version_that_is_no_integer_is_refused(bundle_folder: Path, found: object) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields.update(schema_version=found))
+    _check_refused(bundle_folder, ManifestError, MANIFEST, f"schema_version {found!r}", "reads 1 to 3")
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
         (lambda f: f.update(surprise=1), ("surprise",)),
+        (lambda f: f.update(version=True), ("version", "integer", "True")),
         (lambda f: f.pop("temperature"), ("temperature",)),
         (lambda f: f.update(temperature=0), ("temperature", "0")),
         (lambda f: f.update(temperature=float("nan")), ("temperature",)),
