@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from model_store import calibration, images
 from model_store.errors import (
+    BundleError,
     CalibrationError,
     GoldenMismatchError,
     ImageError,
@@ -263,18 +263,28 @@ def replay_golden(bundle: Bundle) -> None:
 
 def _load_network(folder: Path, manifest: Manifest, content: bytes) -> nn.Module:
     path = folder / WEIGHTS
+    weights = _read_tensors(path, content, NetworkMismatchError)
     try:
-        network = build_network(manifest.network)
-        weights = load_tensors(content)
-    except (SafetensorError, ValueError) as err:
+        with torch.device("meta"):  # allocates nothing: what the manifest asks for may be of any size
+            expected = build_network(manifest.network).state_dict()
+    except ValueError as err:
         raise NetworkMismatchError(f"{path}: {err}") from err
-    expected = network.state_dict()
     for key in sorted(expected.keys() | weights.keys()):
         found = _tensor_type(weights.get(key))
         if found != (wanted := _tensor_type(expected.get(key))):
             raise NetworkMismatchError(f"{path}: {key} is {found}; {manifest.network!r} has {wanted}")
+    network = build_network(manifest.network)
     network.load_state_dict(weights)
     return network
+
+
+def _read_tensors(path: Path, content: bytes, error: type[BundleError]) -> dict[str, Tensor]:
+    try:
+        return load_tensors(content)
+    except SafetensorError as err:
+        raise error(f"{path}: {err}") from err
+    except KeyError as err:  # a type that safetensors knows and PyTorch does not
+        raise error(f"{path} holds a tensor of type {err}, which no bundle has") from err
 
 
 def _tensor_type(tensor: Tensor | None) -> str:
@@ -286,37 +296,38 @@ def _load_calibrations(
 ) -> dict[ScoreName, tuple[NDArray[np.float32], np.float32]]:
     """Return each score's sorted calibration scores and threshold, which must follow from them."""
     path = folder / CALIBRATION
-    try:
-        stored = load_arrays(content)
-    except SafetensorError as err:
-        raise CalibrationError(f"{path}: {err}") from err
-    wanted: dict[str, tuple[int, ...]] = {name: (spec.n,) for name, spec in manifest.calibrations.items()}
-    shapes: dict[str, tuple[int, ...]] = {name: array.shape for name, array in stored.items()}
-    if shapes != wanted:
-        expected = ", ".join(f"{name} {shape}" for name, shape in wanted.items())
-        raise CalibrationError(f"{path} holds {shapes}; expected {expected}")
+    stored = _read_tensors(path, content, CalibrationError)
+    wanted: dict[str, str] = {name: f"float32 ({spec.n},)" for name, spec in manifest.calibrations.items()}
+    types: dict[str, str] = {name: _tensor_type(tensor) for name, tensor in stored.items()}
+    if types != wanted:
+        raise CalibrationError(f"{path} holds {_listed(types)}; expected {_listed(wanted)}")
     found = {}
     for name, spec in manifest.calibrations.items():
-        threshold = calibration.threshold(stored[name], spec.k)
+        scores = stored[name].numpy()
+        threshold = calibration.threshold(scores, spec.k)
         if threshold != np.float32(spec.threshold):
             raise CalibrationError(
                 f"{folder / MANIFEST}: {name}: threshold is {spec.threshold}; k = {spec.k} of the scores in "
                 f"{CALIBRATION} gives {threshold}"
             )
-        found[name] = (stored[name], threshold)
+        found[name] = (scores, threshold)
     return found
+
+
+def _listed(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {found}" for name, found in types.items()) or "nothing"
 
 
 def _load_scores(folder: Path, manifest: Manifest, content: bytes | None, head: Head) -> dict[ScoreName, OnePassScore]:
     """Return every score of the bundle, negative energy first; what further ones were fitted to must be theirs."""
     path = folder / SCORES
+    stored = {} if content is None else _read_tensors(path, content, ScoreMismatchError)
     try:
-        stored = {} if content is None else load_tensors(content)
         scores = {
             spec.kind: restore_score(spec, _of_score(spec.kind, stored), head)
             for spec in (NegativeEnergySpec(temperature=manifest.temperature), *manifest.scores)
         }
-    except (SafetensorError, ScoreMismatchError) as err:
+    except ScoreMismatchError as err:
         raise ScoreMismatchError(f"{path}: {err}") from err
     if foreign := sorted(key for key in stored if key.partition(".")[0] not in scores):
         raise ScoreMismatchError(f"{path} holds {', '.join(foreign)}; the bundle's scores are {', '.join(scores)}")

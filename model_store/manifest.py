@@ -32,8 +32,8 @@ class WideResNetSpec(Frozen):
     """A WideResNet of `model_store.networks`."""
 
     kind: Literal["wide_resnet"] = "wide_resnet"
-    depth: int = Field(ge=10)
-    widen_factor: int = Field(ge=1)
+    depth: int = Field(ge=10, le=1000)
+    widen_factor: int = Field(ge=1, le=1000)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     num_classes: int = Field(ge=2)
 
@@ -220,7 +220,7 @@ class Manifest(Frozen):
     def _files_stay_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
         for file in files:
             path = PurePosixPath(file)
-            if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file:
+            if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file or "\0" in file:
                 raise ValueError(f"file {file!r} must be a plain path inside the bundle")
         return files
 

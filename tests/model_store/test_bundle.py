@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,9 @@ def test_schema_version_that_is_no_integer_is_refused(bundle_folder: Path, found
         (lambda f: f.update(name="a@b"), ("a@b",)),
         (lambda f: f["calibrations"]["negative_energy"].update(k=9999), ("9999",)),
         (lambda f: f["files"].pop(WEIGHTS), (WEIGHTS, "missing")),
+        (lambda f: f["files"].update({"golden/\0.png": f["files"][WEIGHTS]}), ("golden/\\x00.png", "plain path")),
+        (lambda f: f["network"].update(widen_factor=10**12), ("widen_factor", str(10**12), "1000")),
+        (lambda f: f["network"].update(depth=6 * 10**9 + 4), ("depth", str(6 * 10**9 + 4), "1000")),
     ],
 )
 def test_impossible_manifest_is_refused(
@@ -149,6 +153,11 @@ def test_deeper_architecture_is_refused(bundle_folder: Path) -> None:
     _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "stages.1", "depth=16")
 
 
+def test_architecture_beyond_memory_is_refused(bundle_folder: Path) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=1000, widen_factor=1000))
+    _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "bn.bias is float32 (64,)", "(64000,)")
+
+
 def test_depth_that_no_network_has_is_refused(bundle_folder: Path) -> None:
     _edit_manifest(bundle_folder, lambda fields: fields["network"].update(depth=17))
     _check_refused(bundle_folder, NetworkMismatchError, "17", "16, 22")
@@ -159,6 +168,25 @@ def test_weights_of_another_type_are_refused(bundle_folder: Path, tmp_path: Path
     save_file(weights | {"head.bias": weights["head.bias"].double()}, tmp_path / "w")
     _rewrite(bundle_folder, WEIGHTS, (tmp_path / "w").read_bytes())
     _check_refused(bundle_folder, NetworkMismatchError, WEIGHTS, "head.bias is float64 (10,)", "float32 (10,)")
+
+
+@pytest.mark.parametrize(("name", "error"), [(WEIGHTS, NetworkMismatchError), (CALIBRATION, CalibrationError)])
+@pytest.mark.parametrize(
+    ("dtype", "size_bytes", "found"),
+    [
+        ("BF16", 4, "bfloat16 (2,)"),
+        ("F8_E4M3", 2, "float8_e4m3fn (2,)"),
+        ("F8_E8M0", 2, "type 'F8_E8M0'"),
+        ("F4", 1, "type 'F4'"),
+    ],
+)
+def test_tensors_of_a_type_that_no_bundle_has_are_refused(
+    bundle_folder: Path, name: str, error: type[BundleError], dtype: str, size_bytes: int, found: str
+) -> None:
+    tensor = {"dtype": dtype, "shape": [2], "data_offsets": [0, size_bytes]}
+    header = json.dumps({"a": tensor}).encode()
+    _rewrite(bundle_folder, name, struct.pack("<Q", len(header)) + header + bytes(size_bytes))
+    _check_refused(bundle_folder, error, name, found)
 
 
 def test_weights_that_are_no_safetensors_are_refused(bundle_folder: Path) -> None:
@@ -202,7 +230,7 @@ def test_calibration_scores_of_another_length_are_refused(
     bundle_folder: Path, draft: BundleDraft, store: Store
 ) -> None:
     short = replace(draft, calibration_scores={"negative_energy": draft.calibration_scores["negative_energy"][:50]})
-    with pytest.raises(CalibrationError, match=r"\(50,\).*expected negative_energy \(200,\)"):
+    with pytest.raises(CalibrationError, match=r"\(50,\).*expected negative_energy float32 \(200,\)"):
         store.publish(short)
     assert store.refs() == [BundleRef("untrained", 1)]  # what does not load is not published
 

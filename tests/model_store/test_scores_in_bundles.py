@@ -246,7 +246,7 @@ def test_threshold_of_every_score_is_verified(folder: Path, name: str) -> None:
 
 def test_calibration_scores_of_every_score_are_needed(scored_draft: BundleDraft, store: Store) -> None:
     kept = {name: values for name, values in scored_draft.calibration_scores.items() if name != "gen"}
-    with pytest.raises(CalibrationError, match=r"expected .*gen \(100,\)"):
+    with pytest.raises(CalibrationError, match=r"expected .*gen float32 \(100,\)"):
         store.publish(replace(scored_draft, calibration_scores=kept))
     more = dict(scored_draft.calibration_scores) | {"odin": scored_draft.calibration_scores["gen"]}
     with pytest.raises(CalibrationError, match="odin"):
