@@ -244,10 +244,11 @@ def _terms_within(n: int, alpha: Decimal, limit: Decimal) -> int:
 
 def _least_for_pac(alpha: Decimal, delta: Decimal) -> int:
     """Return the least n with (1 - alpha) ** n <= delta: that of k = 1."""
-    n = max(1, int(delta.ln() / (1 - alpha).ln()))
-    while (1 - alpha) ** n > delta:
-        n += 1
-    return n
+    with localcontext(prec=_EXACT.prec - alpha.adjusted()):  # 1 - alpha must not round to 1
+        n = max(1, int(delta.ln() / (1 - alpha).ln()))
+        while (1 - alpha) ** n > delta:
+            n += 1
+        return n
 
 
 def _round_step(least: Fraction) -> Fraction:

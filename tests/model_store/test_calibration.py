@@ -136,6 +136,12 @@ def test_choose_k_says_how_many_scores_are_needed(
             choose_k(method, least - 1, alpha, delta)
 
 
+def test_pac_says_how_many_scores_an_alpha_needs_that_1_minus_alpha_cannot_show() -> None:
+    # -ln(0.05) = 2.995732273553990993435..., and n is that times 1e60 and a little.
+    with pytest.raises(CalibrationError, match=r"at least 2995732273553990993435\d{39} calibration scores"):
+        choose_k("pac", 5000, 1e-60, 0.05)
+
+
 def test_choose_k_asks_the_method_named() -> None:
     assert choose_k("empirical", 5000, 0.05) == 251
     assert choose_k("conformal", 5000, 0.05) == 250
