@@ -208,7 +208,7 @@ def load_bundle(
     def replayed_on(started: Runtime) -> Bundle:
         scorer = Scorer(started, manifest.preprocess, manifest.temperature)
         bundle = Bundle(manifest, sha256, folder, Predictor(scorer, scores, manifest.verdict))
-        replay_golden(bundle)
+        replay_golden(bundle, files)
         return bundle
 
     precision, quantised = manifest.execution.precision, _load_quantised(manifest, files)
@@ -235,15 +235,15 @@ def _load_quantised(manifest: Manifest, files: Mapping[str, bytes]) -> OpenVinoI
     return None if named is None else OpenVinoIr(files[named.structure], files[named.weights])
 
 
-def replay_golden(bundle: Bundle) -> None:
-    """Send the golden images through the whole path, from encoded bytes to verdict.
+def replay_golden(bundle: Bundle, files: Mapping[str, bytes]) -> None:
+    """Send the golden images among the bundle's verified `files` through the whole path, from bytes to verdict.
 
     Raises:
         GoldenMismatchError: a class differs, or a score is off by more than the manifest's tolerance for it.
     """
     manifest = bundle.manifest
     try:
-        pixels = [images.load((bundle.folder / g.file).read_bytes(), manifest.preprocess) for g in manifest.golden]
+        pixels = [images.load(files[g.file], manifest.preprocess) for g in manifest.golden]
         found = bundle.predictor.scorer.score(np.stack(pixels))
         by_score = bundle.predictor.judge_by_all(found)
     except (ImageError, FloatingPointError) as err:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_store import images
-from model_store.bundle import CALIBRATION, MANIFEST, WEIGHTS, BundleDraft, load_bundle, read_manifest
+from model_store import bundle, images
+from model_store.bundle import CALIBRATION, MANIFEST, WEIGHTS, BundleDraft, load_bundle, read_files, read_manifest
 from model_store.errors import (
     BundleError,
     CalibrationError,
@@ -23,7 +23,7 @@ from model_store.errors import (
     ManifestError,
     NetworkMismatchError,
 )
-from model_store.manifest import PreprocessSpec, TorchvisionSpec, WideResNetSpec
+from model_store.manifest import Manifest, PreprocessSpec, TorchvisionSpec, WideResNetSpec
 from model_store.networks import build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
@@ -239,6 +239,19 @@ def test_unsorted_calibration_scores_are_refused(draft: BundleDraft, store: Stor
     scores = draft.calibration_scores["negative_energy"][::-1].copy()
     with pytest.raises(CalibrationError, match="not ascending"):
         store.publish(replace(draft, calibration_scores={"negative_energy": scores}))
+
+
+def test_golden_images_are_replayed_from_the_bytes_that_were_verified(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_then_lost(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+        files = read_files(folder, manifest)
+        (folder / "golden/0.png").write_bytes(b"written since")
+        (folder / "golden/1.png").unlink()
+        return files
+
+    monkeypatch.setattr(bundle, "read_files", read_then_lost)
+    assert load_bundle(bundle_folder).manifest.golden
 
 
 def test_golden_image_that_is_no_image_is_refused(bundle_folder: Path) -> None:
