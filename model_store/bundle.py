@@ -38,7 +38,7 @@ from model_store.errors import (
     NetworkMismatchError,
     ScoreMismatchError,
 )
-from model_store.manifest import SCHEMA_VERSION, FileEntry, Manifest
+from model_store.manifest import SCHEMA_VERSION, Calibration, FileEntry, Manifest
 from model_store.networks import build_network
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import OpenVinoIr, RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
@@ -304,14 +304,28 @@ def _load_calibrations(
     found = {}
     for name, spec in manifest.calibrations.items():
         scores = stored[name].numpy()
-        threshold = calibration.threshold(scores, spec.k)
-        if threshold != np.float32(spec.threshold):
-            raise CalibrationError(
-                f"{folder / MANIFEST}: {name}: threshold is {spec.threshold}; k = {spec.k} of the scores in "
-                f"{CALIBRATION} gives {threshold}"
-            )
-        found[name] = (scores, threshold)
+        found[name] = (scores, _verified_threshold(folder, name, spec, scores))
     return found
+
+
+def _verified_threshold(folder: Path, name: ScoreName, spec: Calibration, scores: NDArray[np.float32]) -> np.float32:
+    """Return a score's threshold, which must follow from its k, and that from the guarantee that is stated."""
+    try:
+        k = calibration.choose_k(spec.method, spec.n, spec.alpha, spec.delta)
+        threshold = calibration.threshold(scores, k)
+    except CalibrationError as err:
+        raise CalibrationError(f"{folder / CALIBRATION}: {name}: {err}") from err
+    where = f"{folder / MANIFEST}: {name}"
+    if spec.k != k:
+        delta = "" if spec.delta is None else f", delta = {spec.delta}"
+        raise CalibrationError(
+            f"{where}: k is {spec.k}; method {spec.method!r} with n = {spec.n}, alpha = {spec.alpha}{delta} gives {k}"
+        )
+    if threshold != np.float32(spec.threshold):
+        raise CalibrationError(
+            f"{where}: threshold is {spec.threshold}; k = {k} of the scores in {CALIBRATION} gives {threshold}"
+        )
+    return threshold
 
 
 def _listed(types: Mapping[str, str]) -> str:

@@ -133,7 +133,11 @@ class Calibration(Frozen):
     histogram_edges: tuple[FiniteFloat, ...] = Field(min_length=2)
 
     @model_validator(mode="after")
-    def _edges_and_k_fit(self) -> "Calibration":
+    def _delta_edges_and_k_fit(self) -> "Calibration":
+        if (self.method == "pac") != (self.delta is not None):
+            raise ValueError(
+                f"method is {self.method!r}, delta {self.delta}; 'pac' needs a delta, the others have none"
+            )
         if self.k > self.n:
             raise ValueError(f"k is {self.k}; it must be in 1 to n = {self.n}")
         if list(self.histogram_edges) != sorted(set(self.histogram_edges)):

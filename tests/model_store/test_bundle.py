@@ -124,6 +124,8 @@ def test_schema_version_that_is_no_integer_is_refused(bundle_folder: Path, found
         (lambda f: f.update(name="cifar10-bytes"), ("cifar10-bytes",)),
         (lambda f: f.update(name="a@b"), ("a@b",)),
         (lambda f: f["calibrations"]["negative_energy"].update(k=9999), ("9999",)),
+        (lambda f: f["calibrations"]["negative_energy"].update(method="pac"), ("'pac'", "delta None")),
+        (lambda f: f["calibrations"]["negative_energy"].update(delta=0.05), ("'conformal'", "delta 0.05")),
         (lambda f: f["files"].pop(WEIGHTS), (WEIGHTS, "missing")),
         (lambda f: f["files"].update({"golden/\0.png": f["files"][WEIGHTS]}), ("golden/\\x00.png", "plain path")),
         (lambda f: f["network"].update(widen_factor=10**12), ("widen_factor", str(10**12), "1000")),
@@ -226,6 +228,24 @@ def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: 
     _check_refused(bundle_folder, CalibrationError, "threshold is 1.5", CALIBRATION)
 
 
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"alpha": 0.01}, (MANIFEST, "k is 10", "alpha = 0.01 gives 2")),  # floor(0.01 * 201)
+        ({"method": "empirical"}, (MANIFEST, "k is 10", "'empirical'", "gives 11")),  # 0.05 * 200 + 1
+        # P(Binomial(200, 0.05) <= 4) = 0.026, P(... <= 5) = 0.062
+        ({"method": "pac", "delta": 0.05}, (MANIFEST, "k is 10", "delta = 0.05 gives 5")),
+        ({"alpha": 0.001}, (CALIBRATION, "n is 200", "at least 999")),
+        ({"method": "pac", "alpha": 1e-60, "delta": 0.05}, (CALIBRATION, "n is 200", "at least 2995732273")),
+    ],
+)
+def test_guarantee_that_k_does_not_give_is_refused(
+    bundle_folder: Path, change: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    _edit_manifest(bundle_folder, lambda fields: fields["calibrations"]["negative_energy"].update(change))
+    _check_refused(bundle_folder, CalibrationError, "negative_energy", *parts)
+
+
 def test_calibration_scores_of_another_length_are_refused(
     bundle_folder: Path, draft: BundleDraft, store: Store
 ) -> None:
@@ -237,7 +257,7 @@ def test_calibration_scores_of_another_length_are_refused(
 
 def test_unsorted_calibration_scores_are_refused(draft: BundleDraft, store: Store) -> None:
     scores = draft.calibration_scores["negative_energy"][::-1].copy()
-    with pytest.raises(CalibrationError, match="not ascending"):
+    with pytest.raises(CalibrationError, match=f"{CALIBRATION}: negative_energy: .* not ascending"):
         store.publish(replace(draft, calibration_scores={"negative_energy": scores}))
 
 

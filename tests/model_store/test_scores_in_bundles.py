@@ -238,10 +238,16 @@ def test_other_statistics_are_refused_by_the_golden_images(folder: Path) -> None
 def test_threshold_of_every_score_is_verified(folder: Path, name: str) -> None:
     def change(fields: dict[str, Any]) -> None:
         spec = fields["calibrations"][name]
-        spec |= {"k": spec["k"] + 1}
+        spec["threshold"] = spec["histogram_edges"][0]
 
     _edit_manifest(folder, change)
-    _check_refused(folder, CalibrationError, f"{name}: threshold is", "k = 11", CALIBRATION)
+    _check_refused(folder, CalibrationError, f"{name}: threshold is", "k = 10", CALIBRATION)
+
+
+@pytest.mark.parametrize("name", ["knn", "max_softmax", "relative_mahalanobis"])
+def test_k_of_every_score_is_verified(folder: Path, name: str) -> None:
+    _edit_manifest(folder, lambda fields: fields["calibrations"][name].update(k=11))
+    _check_refused(folder, CalibrationError, f"{name}: k is 11", "n = 100, alpha = 0.1 gives 10")
 
 
 def test_calibration_scores_of_every_score_are_needed(scored_draft: BundleDraft, store: Store) -> None:
