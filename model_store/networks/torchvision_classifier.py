@@ -14,13 +14,21 @@ class TorchvisionClassifier(nn.Module):
         super().__init__()
         if name not in models.list_models(models):
             raise ValueError(f"torchvision.models has no classifier {name!r}")
+        self.name = name
         self.body = models.get_model(name, weights=None, num_classes=num_classes)
         path, self.head = _last_linear(self.body, name)
         self.body.set_submodule(path, nn.Identity())
 
     def forward(self, x: Tensor) -> NetworkOutput:
-        """Classify normalised images float (N, 3, H, W)."""
-        features = self.body(x).float()
+        """Classify normalised images float (N, 3, H, W).
+
+        Raises:
+            ValueError: the network asserts another size of image, as vision transformers do.
+        """
+        try:
+            features = self.body(x).float()
+        except AssertionError as err:
+            raise ValueError(f"{self.name} takes no images of {x.shape[2]} x {x.shape[3]} pixels: {err}") from err
         with torch.autocast(x.device.type, enabled=False):
             return NetworkOutput(logits=self.head(features), features=features)
 

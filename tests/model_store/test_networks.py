@@ -104,6 +104,13 @@ def test_torchvision_network_is_cut_before_its_head() -> None:
     assert output.features.shape == (2, 512)
 
 
+def test_torchvision_network_of_another_size_of_image_says_so() -> None:
+    with torch.device("meta"):  # of 88 million parameters none is needed
+        network, images = build_network(TorchvisionSpec(name="vit_b_32", num_classes=2)), torch.zeros(1, 3, 32, 64)
+    with pytest.raises(ValueError, match=r"^vit_b_32 takes no images of 32 x 64 pixels: .*Expected 224 but got 32"):
+        network(images)
+
+
 @pytest.mark.parametrize("name", ["resnet1018", "fasterrcnn_resnet50_fpn"])
 def test_unknown_torchvision_network_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):

@@ -184,6 +184,15 @@ def test_openvino_runs_a_torchvision_network(preprocess: PreprocessSpec, test_im
         torch.testing.assert_close(got.features, wanted.features, atol=1e-4, rtol=0)
 
 
+def test_torchvision_network_of_another_size_of_image_is_refused(
+    preprocess: PreprocessSpec, test_images: np.ndarray
+) -> None:
+    network = build_network(TorchvisionSpec(name="vit_b_32", num_classes=10))
+    source = RunnableNetwork(network, preprocess, "float32", "0" * 64)
+    with pytest.raises(RuntimeUnavailableError, match=r"golden images: vit_b_32 takes no images of 32 x 32 pixels"):
+        run_accepted(source, RuntimeOptions("torch-eager", CPU), lambda runtime: runtime.start(test_images[:1]))
+
+
 def test_conversion_is_cached_and_read_again(folder: Path, tmp_path: Path) -> None:
     load_bundle(folder, runtime="openvino", cache_dir=tmp_path / "new" / "cache")
     (entry,) = (tmp_path / "new" / "cache").iterdir()
