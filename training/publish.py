@@ -17,7 +17,7 @@ from model_store.bundle import GOLDEN, BundleDraft, load_bundle
 from model_store.errors import BundleError
 from model_store.evaluation import Evaluation
 from model_store.manifest import Execution, GoldenImage, ImageSetRecord, Manifest, Provenance
-from model_store.predictor import Predictor
+from model_store.predictor import Predictor, Scores
 from model_store.store import BundleRef, Store
 from training import encode
 from training.bundle_size import require_draft_small_enough
@@ -29,6 +29,10 @@ from training.run_folder import writing
 
 GOLDEN_IMAGES = 12
 """At most: they travel with the bundle and are replayed at every start."""
+UNSURE_IMAGES = 2
+"""Of them: where the network is sure, negative energy is the greatest logit, whatever the temperature."""
+LEAST_MARGIN = 1.0
+"""By which the greatest logit of an unsure image leads: no rounding, not even to bfloat16, changes its class."""
 TOLERANCE = 0.02
 """Float32 on other processors and compilers moves energies of 5 to 25 by some 1e-5; another decoder, by tenths."""
 TOLERANCE_OF_RANGE, TOLERANCE_OF_MAGNITUDE, LEAST_TOLERANCE = 1e-3, 1e-4, 1e-6
@@ -37,14 +41,15 @@ LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "safetensors")
 
 
 def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[GoldenImage, ...], dict[str, bytes]]:
-    """Choose, of each class that has any, the held-out image the network is surest of; say what it makes of its file.
+    """Choose a few held-out images and say what the network makes of their files.
 
-    By turns they are stored as PNG, as JPEG and as an enlarged photograph, so that the decoder is held to account.
+    Of each class that has any, the one it is surest of, by turns stored as PNG, as JPEG and as an enlarged photograph,
+    so that the decoder is held to account; of all, those it is least sure of, for the temperature.
     """
     scores = predictor.scorer.score(held_out.images)
     further = [name for name in predictor.scores if name != "negative_energy"]
     spec, files = predictor.scorer.preprocess, {}
-    for label in np.unique(held_out.labels)[:GOLDEN_IMAGES].tolist():
+    for label in np.unique(held_out.labels)[: GOLDEN_IMAGES - UNSURE_IMAGES].tolist():
         members = np.flatnonzero(held_out.labels == label)
         image = held_out.images[members[scores.logits[members, label].argmax()]]
         match label % 3:
@@ -55,6 +60,8 @@ def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[Golde
             case _:
                 shorter_side = 3 * min(spec.height, spec.width)
                 files[f"{GOLDEN}/{label:03d}-enlarged.jpg"] = encode.enlarged_jpeg(image, shorter_side, quality=90)
+    for number, row in enumerate(_least_sure(scores)):
+        files[f"{GOLDEN}/unsure-{number}.png"] = encode.png(held_out.images[row])
     scored = predictor.scorer.score(np.stack([images.load(file, spec) for file in files.values()]))
     by_score = predictor.judge_by_all(scored)
     golden = tuple(
@@ -67,6 +74,15 @@ def golden_images(predictor: Predictor, held_out: ImageSet) -> tuple[tuple[Golde
         for row, file in enumerate(files)
     )
     return golden, files
+
+
+def _least_sure(scores: Scores) -> list[int]:
+    """Return the rows of lowest confidence among those whose class is clear all the same."""
+    first, second = scores.logits.topk(2).values.unbind(1)
+    clear = np.flatnonzero((first - second >= LEAST_MARGIN).numpy())
+    by_confidence = clear[np.argsort(scores.confidence[clear], kind="stable")]
+    rows: list[int] = by_confidence[:UNSURE_IMAGES].tolist()
+    return rows
 
 
 def score_tolerance(calibration_scores: NDArray[np.float32]) -> float:
