@@ -50,9 +50,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "strict":
             spec = manifest["calibrations"]["negative_energy"]
             scores = load_file(folder / "calibration.safetensors")["negative_energy"]
-            threshold = calibration.threshold(scores, len(scores) // 2)
+            k = calibration.choose_k(spec["method"], len(scores), 0.5)
+            threshold = calibration.threshold(scores, k)
             edges = calibration.histogram_edges(scores, threshold)
-            spec |= {"k": len(scores) // 2, "threshold": float(threshold), "histogram_edges": edges}
+            spec |= {"alpha": 0.5, "k": k, "threshold": float(threshold), "histogram_edges": edges}
         (folder / "manifest.json").write_text(json.dumps(manifest))
     weights = store / "broken" / "1" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
