@@ -109,13 +109,13 @@ async def _save_on(folder: Path, watched: Sequence[Watched], ending: asyncio.Eve
             await asyncio.wait_for(ending.wait(), SAVE_S)
         ended = ending.is_set()
         for model in watched:
-            if model.watch.images > saved[model.model]:
-                saved[model.model] = model.watch.images
-                await asyncio.to_thread(_save, _path(folder, model), model.state())
+            images = model.watch.images
+            if images > saved[model.model] and await asyncio.to_thread(_save, _path(folder, model), model.state()):
+                saved[model.model] = images
 
 
-def _save(path: Path, state: WatchState) -> None:
-    """Replace a model's file as a whole; a disk that is full is no reason to stop."""
+def _save(path: Path, state: WatchState) -> bool:
+    """Replace a model's file as a whole; a disk that is full is no reason to stop. Return whether it is replaced."""
     part = path.with_suffix(".part")
     try:
         with part.open("wb") as file:
@@ -125,6 +125,8 @@ def _save(path: Path, state: WatchState) -> None:
         part.replace(path)
     except OSError as err:
         log.warning("state not saved", extra={"model": state.model, "file": str(path), "reason": str(err)})
+        return False
+    return True
 
 
 def _path(folder: Path, watched: Watched) -> Path:

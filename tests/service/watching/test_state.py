@@ -1,6 +1,7 @@
 """What is watched survives a restart, and nothing that lies in its folder stops a start."""
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -130,6 +131,33 @@ def test_what_comes_while_it_is_saved_is_saved_at_the_end(tmp_path: Path, monkey
 
     asyncio.run(live())
     assert saved(tmp_path) == 2
+
+
+def test_what_could_not_be_saved_is_saved_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though no image has come since, and the server ends in good order."""
+    fsync, tried, room = state.os.fsync, Event(), Event()
+
+    def full(descriptor: int) -> None:
+        if not room.is_set():
+            tried.set()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(state, "SAVE_S", 0.001)
+    monkeypatch.setattr(state.os, "fsync", full)
+
+    async def live() -> None:
+        async with kept(tmp_path, [model := fresh()]):
+            model.watch.judged([0.5, 0.25])
+            await asyncio.to_thread(tried.wait, 30)
+            room.set()
+
+    asyncio.run(live())
+    assert caplog.records[0].message == "state not saved"
+    assert saved(tmp_path) == 2
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
 def test_a_smaller_window_takes_the_last_images(tmp_path: Path) -> None:
