@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from service.settings import Settings
+
 BATCHES_SERVED = 4
 """Requests served at once, in largest batches: one runs, one waits, one is replied to, one is read."""
 LEAST_SERVED = 64
@@ -30,6 +32,11 @@ class Admission:
         self.waiting = waiting
         self._free = served
         self._line: deque[_Waiting] = deque()
+
+    @property
+    def in_line(self) -> int:
+        """How many wait now."""
+        return len(self._line)
 
     @property
     def retry_after_s(self) -> int:
@@ -56,3 +63,10 @@ class Admission:
             self._line.popleft().serve()
         else:
             self._free += 1
+
+
+def make_admission(settings: Settings) -> Admission:
+    """Return the places and the line of one HTTP process."""
+    return Admission(
+        served=max(LEAST_SERVED, BATCHES_SERVED * settings.max_batch_size), waiting=settings.max_queue_images
+    )

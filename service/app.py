@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 import model_store
+from service.admission import make_admission
 from service.bodies import PendingBytes
 from service.capture.capture import make_capture
 from service.cors import cors
@@ -60,9 +61,11 @@ def create_app(settings: Settings) -> FastAPI:
         models=load_models(settings, metrics),
         decoder=Decoder(settings.decode_threads, settings.decode_limits),
         pending=PendingBytes(settings.max_pending_bytes),
+        admission=make_admission(settings),
         capture=make_capture(settings, metrics.capture),
     )
     metrics.pending_bytes.set_function(lambda: state.pending.held)
+    metrics.waiting_requests.set_function(lambda: state.admission.in_line)
     metrics.http_workers.set(1)
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ from service.errors import (
     LengthRequiredError,
     MalformedJsonError,
     MalformedMultipartError,
-    QueueFullError,
+    MemoryFullError,
     TooManyImagesError,
     UnsupportedEncodingError,
 )
@@ -66,11 +66,11 @@ class Lease:
         """Hold `to` bytes in all, if more than now.
 
         Raises:
-            QueueFullError: other requests hold too much.
+            MemoryFullError: other requests hold too much.
         """
         more = max(to - self.bytes, 0)
         if self.pending.held + more > self.pending.limit:
-            raise QueueFullError(
+            raise MemoryFullError(
                 f"bodies of {self.pending.held:,} bytes are being served, {more:,} more are above the "
                 f"{self.pending.limit:,} allowed; try again in a second"
             )

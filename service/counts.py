@@ -42,12 +42,19 @@ class CaptureCounts(Frozen):
     bytes: int
 
 
+class Held(Frozen):
+    """What a worker holds now: bytes of bodies, requests in its line."""
+
+    pending_bytes: int = 0
+    waiting_requests: int = 0
+
+
 class Counts(Frozen):
-    """Of one worker; models by `name@version`. `pending_bytes` is what it holds now."""
+    """Of one worker; models by `name@version`."""
 
     requests: list[tuple[str, int, int]]
     """Route, status, how many."""
     refused: dict[str, int]
     models: dict[str, ModelCounts]
-    pending_bytes: int
+    held: Held
     capture: CaptureCounts | None = None

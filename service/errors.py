@@ -7,7 +7,8 @@ bytes -> body -> encoded images -> pixels -> queue -> verdicts
       |       |                 ImageError (model_store)
       |       EmptyBodyError, MalformedJsonError, MalformedMultipartError, InvalidBase64Error, TooManyImagesError,
       |       MalformedCompressionError, MalformedArrayError, UnfitArrayError, InvalidTensorError, ...
-      LengthRequiredError, BodyTooLargeError, UnsupportedEncodingError, ClientLeftError, UnauthorizedError, ...
+      LineFullError, MemoryFullError, LengthRequiredError, BodyTooLargeError, UnsupportedEncodingError,
+      ClientLeftError, UnauthorizedError, ...
 """
 
 from dataclasses import dataclass
@@ -119,11 +120,19 @@ class InvalidHeaderError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """The model's queue, or the memory for bodies, is full; in `retry_after_s` seconds it may not be."""
+    """The model's queue, or what is before it, is full; in `retry_after_s` seconds it may not be."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class LineFullError(QueueFullError):
+    """The line of requests that wait unread is full."""
+
+
+class MemoryFullError(QueueFullError):
+    """The memory for bodies is full."""
 
 
 class NotReadyError(ServiceError):
@@ -183,7 +192,9 @@ ANSWERS: dict[type[Exception], Answer] = {
     UnfitArrayError: Answer(422, "unfit_array", "The array has another dtype, order or shape than the model's."),
     InvalidFieldError: Answer(422, "invalid_field", "A field is missing, unknown or of another type."),
     ClientLeftError: Answer(499, "client_left", "The client left before its answer; for metrics and log alone."),
-    QueueFullError: Answer(429, "queue_full", "Too much is waiting already; try again after Retry-After seconds."),
+    LineFullError: Answer(429, "line_full", "Too many requests wait already; try again after Retry-After seconds."),
+    MemoryFullError: Answer(429, "memory_full", "Bodies take too much memory; try again after Retry-After seconds."),
+    QueueFullError: Answer(429, "queue_full", "Too many images wait already; try again after Retry-After seconds."),
     NotReadyError: Answer(503, "not_ready", "The model is not loaded, or the server is stopping; try another replica."),
     EngineDiedError: Answer(503, "engine_died", "The model's engine died; try again, or another replica."),
     DeadlineExceededError: Answer(504, "deadline_exceeded", "The verdict was not there within the deadline."),

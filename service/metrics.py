@@ -93,6 +93,7 @@ class Metrics:
         )
         self.batch_images = self._histogram("ood_batch_images", "Images in a batch.", MODEL_LABELS, BATCH_EDGES)
         self.queue_images = self._gauge("ood_queue_images", "Images that wait for a model.", MODEL_LABELS)
+        self.waiting_requests = self._gauge("ood_waiting_requests", "Requests that wait, unread, for their turn.", ())
         self.threshold = self._gauge(
             "ood_threshold", "Images whose verdict score is at or below this are flagged.", MODEL_LABELS
         )

@@ -14,7 +14,6 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.admission import BATCHES_SERVED, LEAST_SERVED, Admission
 from service.listener import turn_away
 from service.protocol import Protocol
 from service.settings import Settings
@@ -36,8 +35,8 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, state: State) -> None:
-        admission = make_admission(state.settings)
-        protocol = partial(Protocol, admission=admission, turning_away=TurningAway(state, admission))
+        turning_away = TurningAway(state, state.admission)
+        protocol = partial(Protocol, admission=state.admission, turning_away=turning_away)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -135,13 +134,6 @@ class Server(DrainingServer):
         if self.engine_died:
             self.drain(0.0)
         return await super().on_tick(counter)
-
-
-def make_admission(settings: Settings) -> Admission:
-    """Return the places and the line of one HTTP process."""
-    return Admission(
-        served=max(LEAST_SERVED, BATCHES_SERVED * settings.max_batch_size), waiting=settings.max_queue_images
-    )
 
 
 def _silent(connection: object) -> bool:

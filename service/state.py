@@ -5,6 +5,7 @@ from typing import Protocol
 
 from starlette.requests import Request
 
+from service.admission import Admission
 from service.bodies import PendingBytes
 from service.capture.capture import Capture
 from service.decoding import Decoder
@@ -35,6 +36,7 @@ class State:
     models: Models
     decoder: Decoder
     pending: PendingBytes
+    admission: Admission
     capture: Capture | None = None
     draining: bool = False
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.admission import Admission
 from service.cors import cors
-from service.errors import QueueFullError, answer_for
+from service.errors import LineFullError, answer_for
 from service.middleware import error_reply, request_id_of
 from service.open_inference.errors import ROOT, speaks
 from service.state import State
@@ -39,7 +39,7 @@ class TurningAway:
     def __init__(self, state: State, admission: Admission) -> None:
         self._state = state
         self._full = f"{admission.served} requests are being served and {admission.waiting} wait, which is all that may"
-        self._answer = answer_for(QueueFullError(""))
+        self._answer = answer_for(LineFullError(""))
         self._parts = lru_cache(maxsize=64)(self._make_parts)
         self._cors = cors(_nothing, state.settings)
         self._untold = 0
@@ -70,7 +70,7 @@ class TurningAway:
     def _make_parts(self, open_inference: bool, retry_after_s: int) -> _Parts:
         request = Request({"type": "http", "path": ROOT if open_inference else "/", "headers": []})
         request.state.request_id = _ID
-        error = QueueFullError(f"{self._full}; try again in {retry_after_s} s", retry_after_s)
+        error = LineFullError(f"{self._full}; try again in {retry_after_s} s", retry_after_s)
         reply = error_reply(request, error)
         lines = [b"HTTP/1.1 %d %b" % (reply.status_code, HTTPStatus(reply.status_code).phrase.encode())]
         lines += [b"%b: %b" % header for header in reply.raw_headers if header[0] != b"content-length"]

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, cast
 
 from service.batcher import ExpiredError, Waited
-from service.counts import Counts
+from service.counts import Counts, Held
 from service.engine import LocalEngine
 from service.engine_protocol import Engine, Verdict
 from service.errors import ServiceError, late
@@ -52,7 +52,8 @@ class Hub:
         self._answers: deque[tuple[WorkerEnd, int, int, Answer]] = deque()
         self._awake = False
         metrics.http_workers.set_function(lambda: len(self.ends))
-        metrics.pending_bytes.set_function(lambda: sum(end.pending_bytes for end in self.ends))
+        metrics.pending_bytes.set_function(lambda: sum(end.held.pending_bytes for end in self.ends))
+        metrics.waiting_requests.set_function(lambda: sum(end.held.waiting_requests for end in self.ends))
 
     def statuses(self) -> bytes:
         """Return the payload of a STATUS: how every model does now."""
@@ -128,7 +129,7 @@ class WorkerEnd(asyncio.Protocol):
 
     def __init__(self, hub: Hub) -> None:
         loop = asyncio.get_running_loop()
-        self.pending_bytes = 0
+        self.held = Held()
         self.closed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._hub = hub
@@ -216,7 +217,7 @@ class WorkerEnd(asyncio.Protocol):
     def _take_counts(self, number: int, payload: bytes) -> None:
         if payload:
             counts = Counts.model_validate_json(payload)
-            self.pending_bytes = counts.pending_bytes
+            self.held = counts.held
             self._hub.metrics.add(counts)
         told = self._flushes.pop(number, None)
         if told is not None and not told.done():

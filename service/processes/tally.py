@@ -6,7 +6,7 @@ from threading import Lock
 
 from model_store.manifest import Manifest
 from service.capture.record import DropReason, Kind
-from service.counts import CaptureCounts, Counts, ModelCounts, Observed
+from service.counts import CaptureCounts, Counts, Held, ModelCounts, Observed
 from service.engine_protocol import Verdict
 from service.histogram import Buckets
 from service.metrics import P_VALUE_EDGES, SECONDS_EDGES, Routes
@@ -17,11 +17,11 @@ from service.watching.class_counts import ClassCounts
 class Tally:
     """The counts of a worker. One thread uses it, but for `capture`."""
 
-    def __init__(self, routes: Iterable[str], pending_bytes: Callable[[], int]) -> None:
-        """Begin at 0; `routes` are the path templates of the server."""
+    def __init__(self, routes: Iterable[str], held: Callable[[], Held]) -> None:
+        """Begin at 0; `routes` are the path templates of the server, `held` gives what the worker holds."""
         self._routes = Routes(routes)
-        self._pending_bytes = pending_bytes
-        self._told_pending = 0
+        self._held = held
+        self._told = Held()
         self.capture = CaptureTally()
         self._requests: Counter[tuple[str, int]] = Counter()
         self._refused: Counter[str] = Counter()
@@ -44,21 +44,19 @@ class Tally:
     def take(self) -> Counts | None:
         """Return all that was counted since the last time, and begin anew; None if that is nothing."""
         models = {name: taken for name, tally in self._models.items() if (taken := tally.take())}
-        pending, capture = self._pending_bytes(), self.capture.take()
-        if not (self._requests or models or capture or pending != self._told_pending):
+        held, capture = self._held(), self.capture.take()
+        if not (self._requests or models or capture or held != self._told):
             return None
         requests = [(route, status, count) for (route, status), count in self._requests.items()]
-        counts = Counts(
-            requests=requests, refused=dict(self._refused), models=models, pending_bytes=pending, capture=capture
-        )
+        counts = Counts(requests=requests, refused=dict(self._refused), models=models, held=held, capture=capture)
         self._requests.clear()
         self._refused.clear()
-        self._told_pending = pending
+        self._told = held
         return counts
 
     def tell_all(self) -> None:
-        """Tell the bytes that are held, whatever was told before: there is another engine's process."""
-        self._told_pending = 0
+        """Tell what is held, whatever was told before: there is another engine's process."""
+        self._told = Held()
         self.capture.tell_all()
 
 

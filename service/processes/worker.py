@@ -14,9 +14,11 @@ from types import FrameType
 from fastapi import FastAPI
 
 from service import interpreter, logs
+from service.admission import make_admission
 from service.app import make_app, route_templates
 from service.bodies import PendingBytes
 from service.capture.capture import make_capture
+from service.counts import Held
 from service.decoding import Decoder
 from service.errors import NotReadyError, ServiceError
 from service.processes.control import Control, Order, WorkerConfig, revived
@@ -50,8 +52,9 @@ def main() -> None:
 
 async def serve(control: Control, config: WorkerConfig, settings: Settings) -> None:
     """Connect to the engine's process, then accept until an order to leave; answer what was accepted."""
-    pending = pending_share(settings)
-    remote = Remote(config, settings, Tally(route_templates(), lambda: pending.held))
+    pending, admission = pending_share(settings), make_admission(settings)
+    tally = Tally(route_templates(), lambda: Held(pending_bytes=pending.held, waiting_requests=admission.in_line))
+    remote = Remote(config, settings, tally)
     orders = control.orders(asyncio.get_running_loop())
     await remote.connect()
     state = State(
@@ -60,6 +63,7 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
         models=remote_models(remote.link, remote.tally, settings),
         decoder=Decoder(decode_share(settings, config.index), settings.decode_limits),
         pending=pending,
+        admission=admission,
         capture=make_capture(settings, remote.tally.capture),
     )
 

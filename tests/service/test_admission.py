@@ -12,14 +12,13 @@ from unittest.mock import Mock
 import httpx
 import pytest
 import uvicorn
-from live import Gate, Running, running, samples, wait_until
+from live import MODEL, Gate, Running, running, samples, wait_until
 from uvicorn.server import ServerState
 
 import service.admission
+import service.app
 import service.protocol
-import service.server
-from service.admission import Admission
-from service.server import make_admission
+from service.admission import Admission, make_admission
 from service.settings import Settings
 from service.turning_away import TurningAway
 
@@ -49,6 +48,18 @@ def test_a_place_is_free_again_when_nobody_waits() -> None:
         admission.leave()
     assert entered == ["a", "b", "c"]
     assert entering(admission, entered, "d", "e", "f") == [True, True, False]
+
+
+def test_the_line_is_as_long_as_it_is() -> None:
+    admission = Admission(served=1, waiting=2)
+    lengths = []
+    for name in "abcd":
+        entering(admission, [], name)
+        lengths.append(admission.in_line)
+    for _ in range(3):
+        admission.leave()
+        lengths.append(admission.in_line)
+    assert lengths == [0, 1, 2, 2, 1, 0, 0]
 
 
 def test_who_is_turned_away_shall_come_again_when_the_line_has_moved_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +94,7 @@ def full(
     settings: Callable[..., Settings], gate: Gate, pngs: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
     """Return what starts a server of one place and a line of one, and fills both; a closed gate holds them."""
-    monkeypatch.setattr(service.server, "make_admission", lambda _: Admission(served=1, waiting=1))
+    monkeypatch.setattr(service.app, "make_admission", lambda _: Admission(served=1, waiting=1))
     with ThreadPoolExecutor(4) as pool:
         stack = []
 
@@ -95,8 +106,7 @@ def full(
             held = [pool.submit(post, server, pngs[0])]
             assert gate.entered.wait(10)
             held.append(pool.submit(post, server, pngs[1]))
-            wait_until(lambda: connected(server) == 2)
-            time.sleep(0.1)  # its request follows its connection
+            wait_until(lambda: server.state.admission.in_line == 1)
             return server, held
 
         yield start
@@ -115,7 +125,7 @@ def test_who_finds_no_place_is_refused_at_once_as_by_any_refusal(
     assert refused.status_code == 429
     assert refused.json() == {
         "error": {
-            "code": "queue_full",
+            "code": "line_full",
             "message": "1 requests are being served and 1 wait, which is all that may; try again in 1 s",
             "request_id": "mine",
         }
@@ -129,8 +139,20 @@ def test_who_finds_no_place_is_refused_at_once_as_by_any_refusal(
     assert [future.result().status_code for future in held] == [200, 200]
     counted = samples(server.url)
     assert counted['ood_http_requests_total{route="/predict",status="429"}'] == 2
-    assert counted['ood_refused_requests_total{code="queue_full"}'] == 2
+    assert counted['ood_refused_requests_total{code="line_full"}'] == 2
+    assert counted['ood_refused_requests_total{code="queue_full"}'] == 0
     assert post(server, pngs[2]).status_code == 200
+
+
+def test_who_waits_in_the_line_is_counted(full: Callable[..., Any], gate: Gate) -> None:
+    """Of two requests one is served, whose image the engine has, and one waits unread: no queue has it."""
+    server, held = full()
+    found = samples(server.url)
+    assert found["ood_waiting_requests"] == 1
+    assert found[f"ood_queue_images{{{MODEL}}}"] == 0
+    gate.open.set()
+    assert [future.result().status_code for future in held] == [200, 200]
+    assert samples(server.url)["ood_waiting_requests"] == 0
 
 
 def test_a_refusal_under_v2_is_in_the_protocols_form(full: Callable[..., Any], pngs: list[bytes]) -> None:
@@ -343,5 +365,5 @@ def test_the_log_has_a_line_for_all_that_were_turned_away_in_a_second(
     for _ in range(3):
         assert post(server, pngs[2]).status_code == 429
     wait_until(lambda: sum(vars(record)["requests"] for record in told()) == 23)
-    assert {(record.levelname, vars(record)["code"]) for record in told()} == {("WARNING", "queue_full")}
+    assert {(record.levelname, vars(record)["code"]) for record in told()} == {("WARNING", "line_full")}
     assert not [record for record in caplog.records if vars(record).get("status") == 429]

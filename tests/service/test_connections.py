@@ -74,7 +74,7 @@ def test_bodies_beyond_the_memory_for_them_get_429(settings: Callable[..., Setti
             wait_until(lambda: server.state.pending.held == 2998)
             refused = httpx.post(f"{server.url}/predict", content=pngs[0])
             assert refused.status_code == 429
-            assert refused.json()["error"]["code"] == "queue_full"
+            assert refused.json()["error"]["code"] == "memory_full"
             assert refused.headers["retry-after"] == "1"
         wait_until(lambda: server.state.pending.held == 0)
         assert httpx.post(f"{server.url}/predict", content=pngs[0]).status_code == 200

@@ -268,6 +268,8 @@ ELSEWHERE = {
     "body_too_large", "image_too_large", "too_many_pixels",  # test_limits, below
     "length_required", "body_timeout", "client_left",  # test_connections
     "unauthorized",  # test_access
+    "line_full",  # test_admission
+    "memory_full",  # test_connections
     "queue_full", "not_ready", "engine_died", "deadline_exceeded",  # test_engine
     "malformed_array", "unfit_array",  # test_arrays
     "malformed_compression", "invalid_tensor",  # test_open_inference_refusals

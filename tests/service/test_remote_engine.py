@@ -15,6 +15,7 @@ from live import BUNDLE, MODEL, VERSION, Gate, samples_of
 import service.processes.hub
 from model_store.bundle import Bundle, load_bundle
 from model_store.networks import NetworkOutput
+from service.counts import Held
 from service.engine import LocalEngine
 from service.engine_protocol import Pixels
 from service.errors import DeadlineExceededError, EngineDiedError, NotReadyError, QueueFullError
@@ -45,7 +46,7 @@ class Side:
     engine: LocalEngine
     metrics: Metrics
     gate: Gate
-    held: int = 0
+    held: Held = field(default_factory=Held)
     tallies: list[Tally] = field(default_factory=list)
 
 
@@ -334,7 +335,7 @@ def test_metrics_are_the_sum_of_what_all_workers_counted_whichever_is_asked(side
                 side.tallies[row % 3].count_request("/predict", 200, None)
                 found += waited.results
             side.tallies[1].count_request("/no/such/path", 404, "unknown_route")
-            side.held = 7
+            side.held = Held(pending_bytes=7, waiting_requests=5)
             links[2].tell_counts()  # as happens from time to time
             texts = [await link.request(Kind.SCRAPE, ()) for link in (links[0], links[1], links[0])]
             for text in texts:
@@ -356,6 +357,7 @@ def test_metrics_are_the_sum_of_what_all_workers_counted_whichever_is_asked(side
                 assert sums[f"ood_stage_seconds_bucket{{{total}}}"] == 1
                 assert sums[f"ood_stage_seconds_count{{{stage.format('decode')}}}"] == 6
                 assert sums["ood_pending_bytes"] == 3 * 7
+                assert sums["ood_waiting_requests"] == 3 * 5
                 assert sums["ood_http_workers"] == 3
 
     asyncio.run(ask())
@@ -399,7 +401,7 @@ def test_a_scrape_does_not_wait_for_a_worker_that_goes_or_hangs(
 
 
 def test_counts_are_taken_once() -> None:
-    tally = Tally(["/predict"], lambda: 0)
+    tally = Tally(["/predict"], Held)
     assert tally.take() is None
     tally.count_request("/predict", 503, "engine_died")
     counts = tally.take()

@@ -194,7 +194,7 @@ def test_the_sdk_is_imported_only_where_traces_are_asked_for() -> None:
         from service.app import make_app
         from service.settings import Settings
         from service.state import State
-        make_app(State(Settings(), None, None, None, None), lambda app: None)
+        make_app(State(Settings(), None, None, None, None, None), lambda app: None)
         print(any(name.startswith(("opentelemetry.sdk", "opentelemetry.exporter")) for name in sys.modules))
     """
     assert python(code).stdout == "False\n"

@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event, Lock
@@ -333,6 +333,26 @@ def test_a_faulty_runtime_is_replaced_and_all_that_waited_is_answered(
         assert set(outcomes) == {200, "engine_died"}
         (replaced,) = logged(server, "process replaced")
         assert (replaced["child"], replaced["reason"]) == ("engine", reason)
+
+
+def test_the_lines_of_all_workers_are_counted(serve: Serve, tmp_path: Path, image_of: Callable[[int], bytes]) -> None:
+    """The device hangs with the first batches; each worker serves 64 requests, and the others wait in its line."""
+    image, count, served = image_of(254), 200, 64
+    wanted = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(image), image)
+    with faulty(serve, tmp_path, "--deadline-s", "60") as server, ExitStack() as stack:
+        address = httpx.URL(server.url)
+        for _ in range(count):
+            raw = stack.enter_context(socket.create_connection((address.host, address.port or 0)))
+            raw.sendall(wanted)
+
+        def waiting() -> tuple[float, float]:
+            found = samples(server.url)
+            return found["ood_waiting_requests"], found[f"ood_queue_images{{{MODEL}}}"]
+
+        wait_until(lambda: sum(waiting()) >= count - 2 * 4)  # two batches at most are in the device
+        in_lines, queued = waiting()
+        assert count - 2 * served <= in_lines <= count - served
+        assert queued <= 2 * served
 
 
 def test_an_engine_that_hangs_as_a_whole_is_killed_and_replaced(serve: Serve, pngs: list[bytes]) -> None:
