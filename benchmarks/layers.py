@@ -185,11 +185,11 @@ def parts(state: State, engine: Engine, jpeg: bytes) -> Iterator[tuple[str, ASGI
     watch, classes = Watch(engine.bundle.manifest, WatchOptions()), ClassCounts(len(engine.bundle.manifest.classes))
 
     def watch_alone(number: int) -> Work:
-        found = [VERDICT] * number
+        found, energy_buckets = [VERDICT] * number, [20] * number
 
         async def often(_: Request) -> None:
             for _ in range(TIMES):
-                watch.judged([verdict.p_value for verdict in found])
+                watch.judged([verdict.p_value for verdict in found], energy_buckets)
                 classes.count(found)
 
         return often

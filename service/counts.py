@@ -22,7 +22,8 @@ class Observed(Frozen):
 class ModelCounts(Frozen):
     """Of one model: images by decision, the histograms of scores and stages, and what is watched.
 
-    p_values: of every image, in order. classes: [in distribution, ood] of each class, where they are counted.
+    p_values: of every image, in order; energy_buckets: likewise, as places among the counts of `negative_energy`.
+    classes: [in distribution, ood] of each class, where they are counted.
     """
 
     in_distribution: int
@@ -31,6 +32,7 @@ class ModelCounts(Frozen):
     negative_energy: Observed
     stages: dict[Stage, Observed]
     p_values: list[float]
+    energy_buckets: list[int]
     classes: list[list[int]]
 
 

@@ -18,11 +18,15 @@ class Buckets:
         self.counts = [0] * (len(self.edges) + 1)
         self.sum = 0.0
 
-    def observe(self, values: Iterable[float]) -> None:
-        """Count values."""
+    def observe(self, values: Iterable[float]) -> list[int]:
+        """Count values; return the place of each one's bucket."""
+        places = []
         for value in values:
-            self.counts[bisect_left(self.edges, value)] += 1
+            place = bisect_left(self.edges, value)
+            self.counts[place] += 1
             self.sum += value
+            places.append(place)
+        return places
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Count what was observed elsewhere, in buckets of the same edges; `total` is the sum of it.

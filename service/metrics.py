@@ -243,10 +243,10 @@ class ModelMetrics:
         self._images[False].inc(len(found) - flagged)
         self._images[True].inc(flagged)
         self._p_value.observe(p_values)
-        self._negative_energy.observe(verdict.negative_energy for verdict in found)
+        energy_buckets = self._negative_energy.observe(verdict.negative_energy for verdict in found)
         for stage, value in seconds.items():
             self._stages[stage].observe((value,))
-        self.watch.judged(p_values)
+        self.watch.judged(p_values, energy_buckets)
         self.classes.count(found)
 
     def add(self, counted: ModelCounts) -> None:
@@ -257,7 +257,7 @@ class ModelMetrics:
         self._negative_energy.add(counted.negative_energy.counts, counted.negative_energy.sum)
         for stage, observed in counted.stages.items():
             self._stages[stage].add(observed.counts, observed.sum)
-        self.watch.judged(counted.p_values)
+        self.watch.judged(counted.p_values, counted.energy_buckets)
         self.classes.add(counted.classes)
 
     def watched(self) -> WatchReply:

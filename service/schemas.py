@@ -168,6 +168,13 @@ class OodShare(Reply):
     upper: float
 
 
+class WatchedHistogram(Reply):
+    """A bucket is closed above; the last count is of what is above every edge."""
+
+    edges: list[float]
+    counts: list[int]
+
+
 class WatchedWindow(Reply):
     """The last images; figures are null while there are none."""
 
@@ -176,6 +183,8 @@ class WatchedWindow(Reply):
     ood_share: OodShare | None = Field(description="Null, too, where the bundle states no detection rate.")
     ks_distance: float | None = Field(description="Kolmogorov-Smirnov distance of the p-values from uniform.")
     ks_limit: float | None = Field(description="What the distance stays below in distribution.")
+    p_value: WatchedHistogram = Field(description="Of the last images.")
+    negative_energy: WatchedHistogram = Field(description="Of the last images.")
 
 
 class WatchedCusum(Reply):
@@ -185,13 +194,6 @@ class WatchedCusum(Reply):
     limit: float
     shifted: bool = Field(description="From the moment the statistic is at its limit until it is back at 0.")
     shifts: int = Field(description="Alarms since the start.")
-
-
-class WatchedHistogram(Reply):
-    """Counts since the start. A bucket is closed above; the last count is of what is above every edge."""
-
-    edges: list[float]
-    counts: list[int]
 
 
 class WatchedClass(Reply):
@@ -210,8 +212,8 @@ class WatchReply(Reply):
     flagged: int
     window: WatchedWindow
     cusum: WatchedCusum
-    p_value: WatchedHistogram
-    negative_energy: WatchedHistogram
+    p_value: WatchedHistogram = Field(description="Since the start.")
+    negative_energy: WatchedHistogram = Field(description="Since the start.")
     classes: list[WatchedClass] | None = Field(description="Null where there are more than 100.")
     images_per_s: float = Field(description="Over the last minute.")
     assumption: str = Field(description="What all of it rests on.")

@@ -120,7 +120,7 @@ class ModelTally:
         p_values = [verdict.p_value for verdict in found]
         self._p_values += p_values
         self._p_value.observe(p_values)
-        self._negative_energy.observe(verdict.negative_energy for verdict in found)
+        self._energy_buckets += self._negative_energy.observe(verdict.negative_energy for verdict in found)
         for stage, value in seconds.items():
             self._stages[stage].observe((value,))
         self._classes.count(found)
@@ -136,6 +136,7 @@ class ModelTally:
             negative_energy=_observed(self._negative_energy),
             stages={stage: _observed(buckets) for stage, buckets in self._stages.items()},
             p_values=self._p_values,
+            energy_buckets=self._energy_buckets,
             classes=self._classes.by_class,
         )
         self._begin()
@@ -147,6 +148,7 @@ class ModelTally:
         self._negative_energy = Buckets(self.energy_edges)
         self._stages = {stage: Buckets(SECONDS_EDGES) for stage in STAGES}
         self._p_values: list[float] = []
+        self._energy_buckets: list[int] = []
         self._classes = ClassCounts(self.num_classes)
 
 

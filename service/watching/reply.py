@@ -1,6 +1,7 @@
 """What `GET /models/{model}/watch` says, from the state that the metrics are made of."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from model_store.manifest import Manifest
 from service.histogram import Buckets
@@ -23,25 +24,32 @@ def watch_reply(
         model=f"{manifest.name}@{manifest.version}",
         images=watch.images,
         flagged=watch.flagged,
-        window=_window(watch.window()),
+        window=_window(watch, p_value, negative_energy),
         cusum=WatchedCusum(statistic=cusum.statistic, limit=cusum.limit, shifted=cusum.shifted, shifts=cusum.shifts),
-        p_value=_histogram(p_value),
-        negative_energy=_histogram(negative_energy),
+        p_value=_histogram(p_value, p_value.counts),
+        negative_energy=_histogram(negative_energy, negative_energy.counts),
         classes=_classes(manifest.classes, classes),
         images_per_s=watch.throughput.images_per_s,
         assumption=ASSUMPTION,
     )
 
 
-def _window(facts: WindowFacts | None) -> WatchedWindow:
+def _window(watch: Watch, p_value: Buckets, negative_energy: Buckets) -> WatchedWindow:
+    return WatchedWindow(
+        **_figures(watch.window()),
+        p_value=_histogram(p_value, watch.p_value_counts(p_value.edges)),
+        negative_energy=_histogram(negative_energy, watch.energy_counts()),
+    )
+
+
+def _figures(facts: WindowFacts | None) -> dict[str, Any]:
     if facts is None:
-        return WatchedWindow(images=0, flagged_ratio=None, ood_share=None, ks_distance=None, ks_limit=None)
-    share = None if facts.ood_share is None else OodShare(**facts.ood_share._asdict())
-    return WatchedWindow(**facts._replace(ood_share=None)._asdict() | {"ood_share": share})
+        return {"images": 0} | dict.fromkeys(("flagged_ratio", "ood_share", "ks_distance", "ks_limit"))
+    return facts._asdict() | {"ood_share": facts.ood_share and OodShare(**facts.ood_share._asdict())}
 
 
-def _histogram(buckets: Buckets) -> WatchedHistogram:
-    return WatchedHistogram(edges=list(buckets.edges), counts=list(buckets.counts))
+def _histogram(buckets: Buckets, counts: Sequence[int]) -> WatchedHistogram:
+    return WatchedHistogram(edges=list(buckets.edges), counts=list(counts))
 
 
 def _classes(names: Sequence[str], classes: ClassCounts) -> list[WatchedClass] | None:

@@ -19,14 +19,18 @@ log = logging.getLogger(__name__)
 
 
 class WatchState(BaseModel):
-    """Frozen; unknown fields are an error. Of one bundle: its window and its alarm, but no counters."""
+    """Frozen; unknown fields are an error. Of one bundle: its window and its alarm, but no counters.
+
+    Format 1 knew no negative energies; a window of it goes on without those of its images.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     model: str
     sha256: str
     p_values: list[Annotated[float, Field(gt=0, le=1)]]
+    energy_buckets: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     cusum: float = Field(ge=0, allow_inf_nan=False)
     shifted: bool
 
@@ -40,9 +44,14 @@ class Watched(NamedTuple):
 
     def state(self) -> WatchState:
         """Return what is to be kept, a copy."""
-        p_values, cusum = list(self.watch.p_values), self.watch.cusum
+        watch = self.watch
         return WatchState.model_construct(
-            model=self.model, sha256=self.sha256, p_values=p_values, cusum=cusum.statistic, shifted=cusum.shifted
+            model=self.model,
+            sha256=self.sha256,
+            p_values=list(watch.p_values),
+            energy_buckets=list(watch.energy_buckets),
+            cusum=watch.cusum.statistic,
+            shifted=watch.cusum.shifted,
         )
 
 
@@ -87,6 +96,7 @@ def restore(folder: Path, watched: Watched) -> None:
         state = WatchState.model_validate_json(path.read_bytes())
         if (state.model, state.sha256) != (watched.model, watched.sha256):
             raise ValueError(f"it is of {state.model[:80]} with sha256 {state.sha256[:80]}")
+        watched.watch.restore(state.p_values, state.energy_buckets, state.cusum, shifted=state.shifted)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as err:
@@ -96,7 +106,6 @@ def restore(folder: Path, watched: Watched) -> None:
         reason = " ".join(str(err).split())[:200]
         log.warning("state set aside", extra={"model": watched.model, "file": str(aside), "reason": reason})
         return
-    watched.watch.restore(state.p_values, state.cusum, shifted=state.shifted)
     log.info("state restored", extra={"model": watched.model, "images": len(state.p_values)})
 
 

@@ -66,7 +66,7 @@ def keep(folder: Path, watched: Watched, p_values: Sequence[float] = ()) -> None
 
     async def live() -> None:
         async with kept(folder, [watched]):
-            watched.watch.judged(p_values)
+            watched.watch.judged(p_values, [at % 10 for at in range(len(p_values))])
 
     asyncio.run(live())
 
@@ -78,8 +78,13 @@ def keep(folder: Path, watched: Watched, p_values: Sequence[float] = ()) -> None
         (lambda state: json.dumps(state)[:0], "Invalid JSON"),
         (lambda state: json.dumps(state | {"sha256": "0" * 64}), "with sha256 0000"),
         (lambda state: json.dumps(state | {"model": "cifar10@7"}), "it is of cifar10@7"),
-        (lambda state: json.dumps(state | {"format": 2}), "format"),
+        (lambda state: json.dumps(state | {"format": 3}), "format"),
         (lambda state: json.dumps(state | {"p_values": [0.5, 1.5]}), "less than or equal to 1"),
+        (lambda state: json.dumps(state | {"energy_buckets": [-1]}), "greater than or equal to 0"),
+        (
+            lambda state: json.dumps(state | {"energy_buckets": [999]}),
+            "energy_buckets go up to 999; the last bucket is",
+        ),
         (lambda state: json.dumps(state | {"cusum": -1}), "greater than or equal to 0"),
     ],
 )
@@ -94,6 +99,7 @@ def test_what_is_corrupt_or_foreign_is_set_aside(
         again = fresh()
         keep(tmp_path, again)
     assert not again.watch.p_values
+    assert not again.watch.energy_buckets
     (record,) = caplog.records
     assert record.message == "state set aside"
     assert reason in record.reason  # type: ignore[attr-defined]
@@ -124,9 +130,9 @@ def test_what_comes_while_it_is_saved_is_saved_at_the_end(tmp_path: Path, monkey
 
     async def live() -> None:
         async with kept(tmp_path, [model := fresh()]):
-            model.watch.judged([0.5])
+            model.watch.judged([0.5], [1])
             await asyncio.to_thread(writing.wait, 30)
-            model.watch.judged([0.25])
+            model.watch.judged([0.25], [2])
             ended.set()
 
     asyncio.run(live())
@@ -150,7 +156,7 @@ def test_what_could_not_be_saved_is_saved_once_there_is_room(
 
     async def live() -> None:
         async with kept(tmp_path, [model := fresh()]):
-            model.watch.judged([0.5, 0.25])
+            model.watch.judged([0.5, 0.25], [1, 2])
             await asyncio.to_thread(tried.wait, 30)
             room.set()
 
@@ -163,9 +169,23 @@ def test_what_could_not_be_saved_is_saved_once_there_is_room(
 def test_a_smaller_window_takes_the_last_images(tmp_path: Path) -> None:
     p_values = [at / 200 for at in range(1, 201)]
     keep(tmp_path, fresh(), p_values)
-    smaller = Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions(window_images=100)))
+    smaller = Watched("cifar10@1", "ab" * 32, Watch(read_manifest(BUNDLE), WatchOptions(window_images=95)))
     keep(tmp_path, smaller)
-    assert list(smaller.watch.p_values) == p_values[100:]
+    assert list(smaller.watch.p_values) == p_values[105:]
+    assert list(smaller.watch.energy_buckets) == [at % 10 for at in range(105, 200)]
+
+
+def test_a_state_of_the_former_format_goes_on_without_its_energies(tmp_path: Path) -> None:
+    keep(tmp_path, fresh(), [0.3, 0.01])
+    (file,) = tmp_path.iterdir()
+    state = json.loads(file.read_text())
+    del state["energy_buckets"]
+    file.write_text(json.dumps(state | {"format": 1}))
+    again = fresh()
+    keep(tmp_path, again, [0.7])
+    assert list(again.watch.p_values) == [0.3, 0.01, 0.7]
+    assert sum(again.watch.energy_counts()) == 1
+    assert json.loads(file.read_text())["format"] == 2
 
 
 def test_it_is_saved_while_the_server_runs(

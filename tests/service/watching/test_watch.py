@@ -13,6 +13,7 @@ from live import BUNDLE, Running, running, samples
 from scipy import stats
 
 from model_store.bundle import read_manifest
+from service.counts import ModelCounts, Observed
 from service.engine_protocol import Verdict
 from service.metrics import P_VALUE_EDGES, Metrics
 from service.settings import Settings
@@ -21,6 +22,7 @@ from service.watching.expectations import WatchOptions
 from service.watching.throughput import Throughput
 
 MANIFEST = read_manifest(BUNDLE)
+EDGES = MANIFEST.calibrations["negative_energy"].histogram_edges
 K, N = MANIFEST.calibrations["negative_energy"].k, MANIFEST.calibrations["negative_energy"].n
 
 
@@ -77,6 +79,11 @@ def test_it_says_what_the_replies_and_the_metrics_say(fresh: Running, pngs: list
         bounds = [-math.inf, *histogram["edges"], math.inf]
         counted = [sum(low < v <= high for v in values) for low, high in pairwise(bounds)]
         assert histogram["counts"] == counted
+    for name in ("p_value", "negative_energy"):  # of the last 100 images, beside those of all 140
+        values, edges = [p[name] for p in predictions[-100:]], found[name]["edges"]
+        bounds = [-math.inf, *edges, math.inf]
+        counted = [sum(low < v <= high for v in values) for low, high in pairwise(bounds)]
+        assert window[name] == {"edges": edges, "counts": counted}
     for row in found["classes"]:
         for key, flag in (("in_distribution", False), ("ood", True)):
             count = sum(p["class_name"] == row["name"] and p["is_ood"] == flag for p in predictions)
@@ -96,7 +103,10 @@ def test_before_the_first_image_nothing_is_known(fresh: Running) -> None:
         "ood_share": None,
         "ks_distance": None,
         "ks_limit": None,
+        "p_value": found["p_value"],
+        "negative_energy": found["negative_energy"],
     }
+    assert not any(found["p_value"]["counts"] + found["negative_energy"]["counts"])
     assert found["cusum"]["statistic"] == found["images"] == found["images_per_s"] == 0
     labels = 'model="cifar10",version="1"'
     assert exposed[f"ood_window_ks_limit{{{labels}}}"] == 1
@@ -185,6 +195,26 @@ def test_classes_are_counted_up_to_a_hundred() -> None:
         series.answered([Verdict(classes - 1, 0.9, 3.0, 0.5, False)], {})
         shown = series.watched().classes
         assert (shown[-1].in_distribution if shown else None) == (1 if counted else None)
+
+
+def test_what_begins_after_ten_million_images_stands_out_in_the_window() -> None:
+    """10,000 images that are OOD are a thousandth of all, and every one of the window."""
+    series = Metrics(["/predict"]).model(MANIFEST)
+    known = ModelCounts(
+        in_distribution=10**7,
+        ood=0,
+        p_value=Observed(counts=[0] * len(P_VALUE_EDGES) + [10**7], sum=0),
+        negative_energy=Observed(counts=[0] * len(EDGES) + [10**7], sum=0),
+        stages={},
+        p_values=[0.5] * 10_000,
+        energy_buckets=[len(EDGES)] * 10_000,
+        classes=[[0, 0]] * len(MANIFEST.classes),
+    )
+    series.add(known)
+    series.answered([Verdict(0, 0.9, EDGES[0], 0.0002, True)] * 10_000, {})
+    window = series.watched().window
+    assert window.negative_energy.counts == [10_000] + [0] * len(EDGES)
+    assert window.p_value.counts == [10_000] + [0] * len(P_VALUE_EDGES)
 
 
 def test_throughput_is_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
