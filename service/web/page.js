@@ -41,8 +41,11 @@ function inWords({ p_value, is_ood }, { n }) {
 
 // The server
 
+const NO_ANSWER = 0; // for a status
+const UNSENT = null;
+
 class Refusal extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = NO_ANSWER) {
     super(/[.!?]$/.test(message) ? capital(message) : `${capital(message)}.`);
     this.status = status;
   }
@@ -240,6 +243,7 @@ async function judge(card, file) {
   card.querySelector(".name").textContent = $("chooser").hidden ? file.name : `${file.name}, by ${label(by)}`;
   card.querySelector(".again").hidden = true;
   try {
+    await requireReadable(file);
     const { predictions } = await ask(`models/${label(by)}/predict${all}`, file);
     answer(card, predictions[0], by);
   } catch (refusal) {
@@ -249,6 +253,12 @@ async function judge(card, file) {
   tell(card);
   count();
   watchIn(WATCH_SOON_MS);
+}
+
+/** A folder that was dropped seems to be a file until it is read. */
+async function requireReadable(file) {
+  const isReadable = await file.slice(0, 1).arrayBuffer().then(() => true, () => false);
+  if (!isReadable) throw new Refusal("it can't be read; if it is a folder, drop the images in it", UNSENT);
 }
 
 function answer(card, prediction, by) {
@@ -272,7 +282,7 @@ function refuse(card, refusal) {
   card.className = "refused";
   card.querySelector(".answer").textContent = "No verdict";
   card.querySelector(".words").textContent = refusal.message;
-  const mayPass = [0, 401, 408, 429].includes(refusal.status) || refusal.status >= 500;
+  const mayPass = [NO_ANSWER, 401, 408, 429].includes(refusal.status) || refusal.status >= 500;
   card.querySelector(".again").hidden = !mayPass;
 }
 

@@ -237,6 +237,20 @@ def test_the_traffic_moves_with_requests(show: Show, newest: Running, frog: Path
     expect(page.locator("#energies rect")).to_have_count(bars)
 
 
+def test_a_dropped_folder_is_told_from_a_server_that_does_not_answer(
+    show: Show, newest: Running, frog: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    shown = show(newest)
+    drop(shown.open(), folder, frog)
+    refused, known = shown.cards(2)
+    expect(refused.locator(".name")).to_have_text("images")
+    expect(refused.locator(".words")).to_have_text("It can't be read; if it is a folder, drop the images in it.")
+    expect(refused.get_by_role("button", name="Try again")).to_be_hidden()
+    expect(known.locator(".answer")).to_contain_text("frog")
+
+
 def test_the_traffic_is_drawn_where_it_is(show: Show, newest: Running, frog: Path) -> None:
     """The axes, by where the numbers stand on them."""
     httpx.post(f"{newest.url}/predict", content=frog.read_bytes()).raise_for_status()
