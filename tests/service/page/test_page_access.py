@@ -1,5 +1,6 @@
 """The page in headless Chromium for everybody: by keyboard, on a phone, in the dark, with a key, of several models."""
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -57,6 +58,67 @@ def test_axe_finds_no_barrier(show: Show, newest: Running, frog: Path, tmp_path:
     assert results.violations_count == 0, results.generate_report()
     brightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(brightness) < 300) == (scheme == "dark")
+
+
+CONTRASTS = {
+    "#energies rect:not(.flagged)": "fill",
+    "#energies rect.flagged": "fill",
+    "#energies line.outline": "stroke",
+    "#energies line.threshold": "stroke",
+    "#energies line.base": "stroke",
+    "#p-values rect.flagged": "fill",
+    "#verdicts .known rect:not(.flagged)": "fill",
+    "#verdicts .known rect.flagged": "fill",
+    "#verdicts .known line.pin": "stroke",
+    "#verdicts .ood line.pin": "stroke",
+    "#verdicts .ood circle": "fill",
+    "#token": "border-top-color",
+    "#models": "border-top-color",
+    "#clear": "border-top-color",
+    "#drop": "border-top-color",
+}
+"""What must stand out from what is behind it, by WCAG 2.2, 1.4.11; and the property that colours it."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_charts_and_controls_stand_out(show: Show, newest: Running, frog: Path, scheme: str) -> None:
+    shown = show(newest, color_scheme=scheme, reduced_motion="reduce")
+    page = shown.open()
+    page.set_input_files("#files", frog)
+    page.get_by_role("button", name="bricks").click()
+    shown.cards(2)
+    expect(page.locator("#energies rect.flagged").first).to_be_visible()
+    for selector, colour in CONTRASTS.items():
+        shape, behind = page.locator(selector).first.evaluate(
+            """(element, colour) => {
+                const opaque = (one) => getComputedStyle(one).backgroundColor !== "rgba(0, 0, 0, 0)";
+                let behind = element.parentElement;
+                while (!opaque(behind)) behind = behind.parentElement;
+                return [getComputedStyle(element).getPropertyValue(colour), getComputedStyle(behind).backgroundColor];
+            }""",
+            colour,
+        )
+        assert contrast(shape, behind) >= 3, (selector, shape, behind)
+
+
+def test_contrast_is_that_of_wcag() -> None:
+    assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21)
+    assert contrast("rgb(119, 119, 119)", "rgb(255, 255, 255)") == pytest.approx(4.48, abs=0.005)
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast ratio of two opaque colours as computed styles have them."""
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of `rgb(red, green, blue)`, as WCAG defines it."""
+    found = re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour)
+    assert found, colour
+    parts = [int(part) / 255 for part in found.groups()]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_a_phone_scrolls_in_one_direction(show: Show, newest: Running, tmp_path: Path, frog: Path) -> None:
