@@ -21,6 +21,7 @@ const spoken = (score) => score.replaceAll("_", " ");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const images = (count) => `${whole(count)} image${count === 1 ? "" : "s"}`;
 const falseFlags = ({ k, n }) => k / (n + 1);
+const sum = (counts) => counts.reduce((total, count) => total + count, 0);
 
 function say(element, text) {
   if (element.textContent !== text) element.textContent = text; // what stays the same is not read aloud again
@@ -65,7 +66,7 @@ async function ask(path, body) {
 // Charts: x in percent of the width, y in pixels
 
 function bucketsOf(ends, counts) {
-  const total = counts.reduce((sum, count) => sum + count, 0) || 1;
+  const total = sum(counts) || 1;
   return counts.map((count, at) => {
     const [from, to] = [ends[at], ends[at + 1]];
     return { from, to, density: count / total / (to - from) };
@@ -364,7 +365,8 @@ function drawTraffic(seen) {
 function drawEnergies(seen) {
   const calibration = model.calibrations.negative_energy;
   const judges = model.verdict === "negative_energy"; // another score's flags don't follow from energies
-  const [before, energies] = [scoreBuckets(calibration), scoreBuckets(seen.negative_energy)];
+  const last = seen.window.negative_energy;
+  const [before, energies] = [scoreBuckets(calibration), scoreBuckets(last)];
   const span = spanOf(before, ({ density }, at) => density > 0 || energies[at].density > 0);
   const chart = new Chart($("energies"), span, { ...TALL, peak: peakOf(before, energies) });
   chart.bars(energies, judges ? calibration.threshold : -Infinity);
@@ -374,12 +376,17 @@ function drawEnergies(seen) {
     chart.threshold(calibration.threshold);
     chart.text("side", calibration.threshold, 14, `flagged up to ${number(calibration.threshold)}`);
   }
+  say($("energies-words"), lastImages(last));
   say($("calibration-words"), `the ${whole(calibration.n)} images that it was calibrated on`);
-  describe($("energies"), "Negative energies", seen);
+  describe($("energies"), "Negative energies", last, [
+    `half of them lie ${halfOf(last)}, of the calibration images ${halfOf(calibration)}`,
+    judges && flaggedIn(shareUpTo(last, calibration.threshold), number(calibration.threshold), falseFlags(calibration)),
+  ]);
 }
 
 function drawPValues(seen) {
-  const even = pValueBuckets(seen.p_value);
+  const last = seen.window.p_value;
+  const even = pValueBuckets(last);
   const rate = falseFlags(model.calibrations[model.verdict]);
   const chart = new Chart($("p-values"), { from: 0, to: 1 }, { ...TALL, peak: Math.max(2, peakOf(even)) });
   chart.bars(even, rate);
@@ -387,11 +394,36 @@ function drawPValues(seen) {
   chart.ticks([0, 0.2, 0.4, 0.6, 0.8, 1]);
   chart.threshold(rate);
   chart.add("text", { class: "side", x: `${chart.x(rate)}%`, dx: 6, y: 14 }, `flagged up to ${rate.toFixed(3)}`);
-  describe($("p-values"), "p-values", seen);
+  say($("p-values-words"), lastImages(last));
+  describe($("p-values"), "p-values", last, [
+    `half of them lie ${halfOf(last)}, in distribution up to 0.5`,
+    flaggedIn(seen.window.flagged_ratio, rate.toFixed(3), rate),
+  ]);
 }
 
-function describe(svg, what, { images: total, flagged }) {
-  svg.setAttribute("aria-label", `${what} of the traffic: ${images(total)} since the start, ${whole(flagged)} flagged.`);
+/** Those of a histogram, which may be fewer than the window's: a state of before may lack their energies. */
+function lastImages({ counts }) {
+  const total = sum(counts);
+  return total ? `the last ${images(total)}` : "no images yet";
+}
+
+/** Where the lower half of a histogram ends, as far as its edges tell. */
+function halfOf({ edges, counts }) {
+  let upTo = 0;
+  const at = counts.findIndex((count) => (upTo += count) >= sum(counts) / 2);
+  return at < edges.length ? `up to ${number(edges[at])}` : `above ${number(edges.at(-1))}`;
+}
+
+/** An edge's: the threshold is one. */
+const shareUpTo = ({ edges, counts }, edge) => sum(counts.slice(0, edges.indexOf(edge) + 1)) / sum(counts);
+
+const flaggedIn = (share, threshold, expected) =>
+  `${percent(share)} lie up to the threshold, ${threshold}, in distribution ${percent(expected)}`;
+
+/** Say a chart's shape to who does not see it. */
+function describe(svg, what, histogram, shape) {
+  const words = sum(histogram.counts) ? `: ${shape.filter(Boolean).join("; ")}` : "";
+  svg.setAttribute("aria-label", `${what} of ${lastImages(histogram)}${words}.`);
 }
 
 // Which model, with which key

@@ -3,18 +3,21 @@
 import base64
 import io
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from live import Running
+from live import Running, running
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 from safetensors.numpy import load_file
 from shown import Shown, predicted
 
 from model_store.store import SHIPPED, BundleRef, Store
+from service.settings import Settings
 
 pytestmark = pytest.mark.slow
 Show = Callable[..., Shown]
@@ -228,13 +231,66 @@ def test_the_traffic_moves_with_requests(show: Show, newest: Running, frog: Path
     expect(page.locator("#ood-rate-words")).to_contain_text(f"in distribution it would be {100 * STATED:.1f} %")
     expect(page.locator("#ood-share")).to_have_text(f"{100 * last['ood_share']['estimate']:.1f} %")
     expect(page.locator("#alarm")).to_have_text("Shifted" if seen["cusum"]["shifted"] else "Quiet")
+    expect(page.locator("#alarm")).to_have_class("ood" if seen["cusum"]["shifted"] else "")
+    bars = sum(count > 0 for count in last["negative_energy"]["counts"])
+    expect(page.locator("#energies rect")).to_have_count(bars)
+
+
+def half_of(histogram: dict[str, Any]) -> str:
+    """Where the lower half ends, at the edges, in words."""
+    edges, counts = histogram["edges"], histogram["counts"]
+    at = int(np.argmax(np.cumsum(counts) >= sum(counts) / 2))
+    return f"up to {edges[at]:.4g}" if at < len(edges) else f"above {edges[-1]:.4g}"
+
+
+def test_the_shape_of_the_traffic_is_said_in_words(show: Show, newest: Running, frog: Path) -> None:
+    shown = show(newest)
+    page = shown.open()
+    page.get_by_role("button", name="bricks").click()
+    shown.cards(1)
+    httpx.post(f"{newest.url}/predict", content=frog.read_bytes()).raise_for_status()
+    last = httpx.get(f"{newest.url}/models/cifar10/watch").json()["window"]
+    calibration = httpx.get(f"{newest.url}/models/cifar10").json()["calibrations"]["negative_energy"]
+    threshold, images = calibration["threshold"], last["images"]
+    flagged = f"{100 * last['flagged_ratio']:.1f}\u00a0%"
+    expected = f"{100 * STATED:.1f}\u00a0%"
+    assert 0 < last["flagged_ratio"] < 1
+    expect(page.locator("#energies-words")).to_have_text(f"the last {images:,} images")
+    expect(page.locator("#p-values-words")).to_have_text(f"the last {images:,} images")
     expect(page.locator("#energies")).to_have_attribute(
         "aria-label",
-        f"Negative energies of the traffic: {seen['images']:,} images since the start, {seen['flagged']:,} flagged.",
+        f"Negative energies of the last {images:,} images: half of them lie {half_of(last['negative_energy'])}, of the "
+        f"calibration images {half_of(calibration)}; {flagged} lie up to the threshold, {threshold:.4g}, in "
+        f"distribution {expected}.",
     )
-    expect(page.locator("#alarm")).to_have_class("ood" if seen["cusum"]["shifted"] else "")
-    bars = sum(count > 0 for count in seen["negative_energy"]["counts"])
-    expect(page.locator("#energies rect")).to_have_count(bars)
+    expect(page.locator("#p-values")).to_have_attribute(
+        "aria-label",
+        f"p-values of the last {images:,} images: half of them lie {half_of(last['p_value'])}, in distribution up to "
+        f"0.5; {flagged} lie up to the threshold, {STATED:.3f}, in distribution {expected}.",
+    )
+
+
+def test_the_charts_are_of_the_last_images(
+    show: Show, settings: Callable[..., Settings], tmp_path: Path, pngs: list[bytes]
+) -> None:
+    """Of 140 images the last 100; and after a restart the same."""
+    ours = settings(models=("cifar10",), watch_window_images=100, state_dir=tmp_path / "state")
+
+    def charts(server: Running) -> list[str | None]:
+        with closing(show(server)) as shown:
+            page = shown.open()
+            expect(page.locator("#energies-words")).to_have_text("the last 100 images")
+            return [page.locator(f"#{name}").get_attribute("aria-label") for name in ("energies", "p-values")]
+
+    with running(ours) as server:
+        for png in [*pngs[:40], *pngs]:
+            httpx.post(f"{server.url}/predict", content=png).raise_for_status()
+        before = charts(server)
+        seen = httpx.get(f"{server.url}/models/cifar10/watch").json()
+        assert seen["images"] == sum(seen["negative_energy"]["counts"]) == 140
+        assert sum(seen["window"]["negative_energy"]["counts"]) == 100
+    with running(ours) as server:
+        assert charts(server) == before
 
 
 def test_a_dropped_folder_is_told_from_a_server_that_does_not_answer(
