@@ -45,10 +45,11 @@ class CaptureCounts(Frozen):
 
 
 class Held(Frozen):
-    """What a worker holds now: bytes of bodies, requests in its line."""
+    """What a worker holds now: bytes of bodies, requests in its line, captured images that are not written yet."""
 
     pending_bytes: int = 0
     waiting_requests: int = 0
+    unwritten_images: int = 0
 
 
 class Counts(Frozen):

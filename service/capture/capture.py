@@ -52,6 +52,11 @@ class Capture:
         self._metrics = metrics
         self._max_bytes = max_bytes
 
+    @property
+    def unwritten(self) -> int:
+        """Images that were handed over and are not on disk yet, nor dropped."""
+        return self._hand_over.unwritten
+
     def start(self) -> None:
         """Begin to write."""
         self._writer.start()

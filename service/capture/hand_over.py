@@ -31,9 +31,16 @@ class HandOver:
         self._wait_s = wait_s
         self._records: deque[Record] = deque()
         self._bytes = 0
+        self._taken = 0
         self._oldest_at = 0.0
         self._closed = False
         self._changed = Condition()
+
+    @property
+    def unwritten(self) -> int:
+        """Records that wait, or were taken and are being written: what is lost if the process is killed now."""
+        with self._changed:
+            return len(self._records) + self._taken
 
     def put(self, record: Record) -> bool:
         """Hand a record over; return whether there was room for it."""
@@ -50,7 +57,7 @@ class HandOver:
             return True
 
     def gather(self, idle_s: float) -> list[Record] | None:
-        """Wait for a batch and take it.
+        """Wait for a batch and take it; the one taken before is written by now.
 
         Args:
             idle_s: how long to wait for its first record.
@@ -59,6 +66,7 @@ class HandOver:
             Records in order; none after `idle_s`; None once it is closed and nothing is left.
         """
         with self._changed:
+            self._taken = 0
             self._changed.wait_for(lambda: self._records or self._closed, idle_s)
             if not self._records:
                 return None if self._closed else []
@@ -84,5 +92,6 @@ class HandOver:
                 break
             taken.append(self._records.popleft())
         self._bytes -= sum(record.bytes for record in taken)
+        self._taken = len(taken)
         self._oldest_at = time.monotonic()
         return taken

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from service.engine_protocol import Verdict
 
 Kind = Literal["flagged", "control"]
-DropReason = Literal["rate", "too_large", "queue_full", "disk_full", "write_failed"]
+DropReason = Literal["rate", "too_large", "queue_full", "disk_full", "write_failed", "killed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 

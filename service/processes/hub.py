@@ -125,7 +125,10 @@ class Hub:
 
 
 class WorkerEnd(asyncio.Protocol):
-    """One worker's connection. When it ends, what the worker has queued is cancelled."""
+    """One worker's connection. When it ends, what the worker has queued is cancelled.
+
+    A worker that ends in good order has written all captured images, and said so; those of a killed one are lost.
+    """
 
     def __init__(self, hub: Hub) -> None:
         loop = asyncio.get_running_loop()
@@ -177,9 +180,10 @@ class WorkerEnd(asyncio.Protocol):
         self.send(Kind.WELCOME, 0, [self._hub.welcome])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Cancel what the worker has queued: nobody waits for it any more."""
+        """Cancel what the worker has queued: nobody waits for it any more; count the captured images lost with it."""
         self.closed.set_result(None)
         self._hub.ends.discard(self)
+        self._hub.metrics.capture.dropped("killed", self.held.unwritten_images)
         abandoned, self._waiting = self._waiting, {}
         for answer in abandoned.values():
             answer.cancel()

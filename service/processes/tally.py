@@ -17,12 +17,12 @@ from service.watching.class_counts import ClassCounts
 class Tally:
     """The counts of a worker. One thread uses it, but for `capture`."""
 
-    def __init__(self, routes: Iterable[str], held: Callable[[], Held]) -> None:
+    def __init__(self, routes: Iterable[str], held: Callable[[], Held], capture: "CaptureTally") -> None:
         """Begin at 0; `routes` are the path templates of the server, `held` gives what the worker holds."""
         self._routes = Routes(routes)
         self._held = held
         self._told = Held()
-        self.capture = CaptureTally()
+        self.capture = capture
         self._requests: Counter[tuple[str, int]] = Counter()
         self._refused: Counter[str] = Counter()
         self._models: dict[str, ModelTally] = {}

@@ -26,7 +26,7 @@ from service.processes.frames import Kind
 from service.processes.link import EngineLink, connect
 from service.processes.loops import loop_factory
 from service.processes.remote_engine import remote_models
-from service.processes.tally import Tally
+from service.processes.tally import CaptureTally, Tally
 from service.schemas import WatchReply
 from service.server import DrainingServer
 from service.settings import Settings
@@ -53,8 +53,14 @@ def main() -> None:
 async def serve(control: Control, config: WorkerConfig, settings: Settings) -> None:
     """Connect to the engine's process, then accept until an order to leave; answer what was accepted."""
     pending, admission = pending_share(settings), make_admission(settings)
-    tally = Tally(route_templates(), lambda: Held(pending_bytes=pending.held, waiting_requests=admission.in_line))
-    remote = Remote(config, settings, tally)
+    captured = CaptureTally()
+    capture = make_capture(settings, captured)
+
+    def held() -> Held:
+        unwritten = capture.unwritten if capture else 0
+        return Held(pending_bytes=pending.held, waiting_requests=admission.in_line, unwritten_images=unwritten)
+
+    remote = Remote(config, settings, Tally(route_templates(), held, captured))
     orders = control.orders(asyncio.get_running_loop())
     await remote.connect()
     state = State(
@@ -64,7 +70,7 @@ async def serve(control: Control, config: WorkerConfig, settings: Settings) -> N
         decoder=Decoder(decode_share(settings, config.index), settings.decode_limits),
         pending=pending,
         admission=admission,
-        capture=make_capture(settings, remote.tally.capture),
+        capture=capture,
     )
 
     @asynccontextmanager

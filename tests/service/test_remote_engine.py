@@ -24,7 +24,7 @@ from service.processes.frames import Kind
 from service.processes.hub import Hub, WorkerEnd
 from service.processes.link import EngineLink
 from service.processes.remote_engine import RemoteEngine, remote_models
-from service.processes.tally import Tally
+from service.processes.tally import CaptureTally, Tally
 from service.schemas import WatchReply
 from service.served_models import Models
 from service.settings import Settings
@@ -78,7 +78,7 @@ async def connected(side: Side, workers: int = 1) -> AsyncIterator[tuple[Hub, li
     for _ in range(workers):
         ours, theirs = socket.socketpair()
         await loop.connect_accepted_socket(lambda: WorkerEnd(hub), theirs)
-        tally = Tally(["/predict"], lambda: side.held)
+        tally = Tally(["/predict"], lambda: side.held, CaptureTally())
         _, link = await loop.create_unix_connection(lambda tally=tally: EngineLink(counts_of(tally)), sock=ours)
         await link.welcome
         (engine,) = remote_models(link, tally, SETTINGS).entries
@@ -400,8 +400,29 @@ def test_a_scrape_does_not_wait_for_a_worker_that_goes_or_hangs(
     asyncio.run(ask())
 
 
+def test_captured_images_that_a_worker_has_not_written_are_lost_with_it(side: Side) -> None:
+    """As many as it told last; one that ends in good order has written them."""
+
+    def lost() -> float:
+        labels = {"reason": "killed"}
+        return side.metrics.registry.get_sample_value("ood_capture_dropped_total", labels) or 0.0
+
+    async def ask() -> None:
+        before = lost()
+        async with connected(side, 2) as (hub, links, _):
+            side.held = Held(unwritten_images=3)
+            await links[0].request(Kind.SCRAPE, ())  # both have told
+            links[0]._transport.abort()
+            await until(lambda: len(hub.ends) == 1)
+            assert lost() == before + 3
+            side.held = Held()
+        assert lost() == before + 3
+
+    asyncio.run(ask())
+
+
 def test_counts_are_taken_once() -> None:
-    tally = Tally(["/predict"], Held)
+    tally = Tally(["/predict"], Held, CaptureTally())
     assert tally.take() is None
     tally.count_request("/predict", 503, "engine_died")
     counts = tally.take()

@@ -94,6 +94,18 @@ def test_a_batch_waits_for_others_until_it_is_full(record: Make) -> None:
             queue.close()
 
 
+def test_records_are_unwritten_until_the_next_batch_is_asked_for(record: Make) -> None:
+    queue = hand_over(batch=Bounds(2, 10**6))
+    for at in range(3):
+        queue.put(record(at))
+    queue.close()
+    left = [queue.unwritten]
+    for _ in range(3):
+        queue.gather(0)
+        left.append(queue.unwritten)
+    assert left == [3, 3, 1, 0]
+
+
 def test_a_closed_one_hands_out_what_is_left_at_once(record: Make) -> None:
     queue = hand_over(wait_s=1000)
     queue.put(record())

@@ -82,6 +82,23 @@ def test_two_workers_share_a_folder_and_a_killed_one_leaves_nothing_in_part(
     assert list((root / ".writing").iterdir()) == []
 
 
+def test_what_killed_workers_had_gathered_is_counted(serve: Serve, root: Path, pngs: list[bytes]) -> None:
+    flags = ("--capture-dir", str(root), "--capture-control-share", "1", "--capture-images-per-minute", "100000")
+    with serve("--workers", "2", *flags, "--capture-flush-s", "1000") as server:
+        assert all(post(server.url, pngs, number) for number in range(20))
+        assert captured(server.url) == 0  # asked for, every worker tells what it holds
+        for line in server.lines():
+            if line["message"] == "process ready" and line["child"].startswith("worker"):
+                os.kill(line["pid"], signal.SIGKILL)
+        wait_until(lambda: sum("process ready" in line["message"] for line in server.lines()) == 5)
+        found = {name: value for name, value in samples(server.url).items() if "ood_capture_dropped" in name and value}
+        assert found == {'ood_capture_dropped_total{reason="killed"}': 20}
+        assert post(server.url, pngs, 20)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    assert require_whole(root, pngs) == ["n-20"]
+
+
 def test_a_killed_server_goes_on_with_the_same_folder(
     serve: Serve, root: Path, flags: list[str], pngs: list[bytes]
 ) -> None:
