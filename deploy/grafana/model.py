@@ -107,10 +107,11 @@ RATE = (
     lines(
         "Truly OOD",
         "Estimated share of images that are out of distribution, with its 95 % interval, of each server's window; and "
-        "of all servers' last hour. Holds if they are detected as often as the bundle's OOD sets.",
+        "of all servers' last hour, its interval dashed. Holds if they are detected as often as the bundle's OOD sets.",
         (
             Query(f"ood_window_ood_share{{{OF}}}", "{{bound}} {{instance}}"),
             Query(f"job_model:ood_share:estimate_rate1h{{{FLEET}}}", "all servers, an hour"),
+            Query(f"job_model:ood_share:interval_rate1h{{{FLEET}}}", "{{bound}} all servers, an hour", dashed=True),
         ),
         unit=units.PercentUnit,
     ),
