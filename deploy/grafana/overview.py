@@ -1,5 +1,7 @@
 """For whoever is on call: is anything wrong, and where."""
 
+from functools import partial
+
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -11,48 +13,77 @@ OBJECTIVE = 0.001
 """Share of requests that may fail; 14.4 times that wakes somebody, as in OodErrorsHigh."""
 SLOW_OBJECTIVE = 0.01
 """Share of verdicts that may take over a second; 14.4 times that wakes somebody, as in OodLatencyHigh."""
+OOD_SHARE = 0.1
+"""Share of images out of distribution that alarms are tuned for unless told otherwise: OOD_WATCH_OOD_SHARE."""
+tile = partial(number, span=4)
 
 NOW = (
-    number(
+    tile(
         "Alerts",
         "Alerts that are firing; each has an entry in deploy/runbook.md.",
         'count(ALERTS{alertname=~"Ood.*", alertstate="firing"}) or vector(0)',
         steps=Steps(red=1),
     ),
-    number(
+    tile(
         "Servers down",
         "Servers whose metrics cannot be read.",
         f"count({SERVERS} == 0) or vector(0)",
         steps=Steps(red=1),
     ),
-    number(
+    tile(
         "Models not ready",
         "Models that failed to load, died or hang, counted on each server.",
         "count(ood_model_up == 0) or vector(0)",
         steps=Steps(red=1),
     ),
-    number(
+    tile(
         "Changed flag rates",
         "Models whose flag rate has risen for longer than chance explains (e-CUSUM), counted on each server.",
         "sum(ood_shift)",
         steps=Steps(red=1),
     ),
-    number("Images", "Images judged a second.", "sum(job_model:ood_images:rate5m)", unit="img/s"),
-    number(
+    tile(
         "Errors",
         "Share of requests for verdicts that were answered with 5xx in the last 5 minutes.",
         "max(job:ood_errors:ratio_rate5m)",
         unit=units.PercentUnit,
         steps=Steps(yellow=OBJECTIVE, red=14.4 * OBJECTIVE),
     ),
-    number(
+    tile(
         "Slow verdicts",
         "Share of requests that took over a second in the last 5 minutes, of the slowest model.",
         "max(job_model:ood_slow:ratio_rate5m)",
         unit=units.PercentUnit,
         steps=Steps(yellow=SLOW_OBJECTIVE, red=14.4 * SLOW_OBJECTIVE),
     ),
-    number(
+    tile(
+        "Flagged",
+        "Share of images flagged as out of distribution in the last 5 minutes, of the model with the most.",
+        "max(job_model:ood_images_flagged:ratio_rate5m)",
+        unit=units.PercentUnit,
+    ),
+    tile(
+        "In distribution",
+        "The share that is flagged in distribution, as bundles state it; of the model with the most.",
+        "max(ood_alpha)",
+        unit=units.PercentUnit,
+    ),
+    tile(
+        "Truly OOD",
+        "Estimated share of the last hour's images that are out of distribution, of the model with the most.",
+        "max(job_model:ood_share:estimate_rate1h)",
+        unit=units.PercentUnit,
+        steps=Steps(red=OOD_SHARE),
+    ),
+    tile(
+        "Truly OOD, at least",
+        "The lower end of its 95 % interval: above 0 it is more than chance in the last hour's images.",
+        'max(job_model:ood_share:interval_rate1h{bound="lower"})',
+        unit=units.PercentUnit,
+        steps=Steps(red=OOD_SHARE),
+    ),
+    tile("Images", "Images judged a second.", "sum(job_model:ood_images:rate5m)", unit="img/s"),
+    tile(
         "Rejects",
         "Share of requests that found no room (429) in the last half hour.",
         "max(job:ood_rejects:ratio_rate30m)",
@@ -93,8 +124,11 @@ TRAFFIC = (
     lines(
         "Truly OOD",
         "Estimated share of the last hour's images that are out of distribution, were they detected as often as the "
-        "bundle's OOD sets.",
-        (Query("job_model:ood_share:estimate_rate1h", "{{model}}@{{version}}"),),
+        "bundle's OOD sets; dashed its 95 % interval.",
+        (
+            Query("job_model:ood_share:estimate_rate1h", "{{model}}@{{version}}"),
+            Query("job_model:ood_share:interval_rate1h", "{{model}}@{{version}} {{bound}}", dashed=True),
+        ),
         unit=units.PercentUnit,
         span=8,
     ),

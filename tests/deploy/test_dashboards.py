@@ -12,6 +12,8 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from rules import DASHBOARD_FILES, DEPLOY, dashboards
 
 from deploy.grafana.generate import generate
+from deploy.grafana.overview import OOD_SHARE
+from service.settings import Settings
 
 PANELS = [
     pytest.param(panel, id=f"{name}-{panel['title']}")
@@ -74,6 +76,17 @@ def test_dashboards_have_names_of_their_own_and_variables_that_are_used() -> Non
     for dashboard in found.values():
         used = set(re.findall(r"\$\{?(\w+)", str([dashboard["panels"], dashboard["templating"]]))) - {"__rate_interval"}
         assert used == {variable["name"] for variable in dashboard["templating"]["list"]}
+
+
+def test_overview_has_the_ood_rate_and_share_at_a_glance() -> None:
+    figures = {panel["title"]: panel for panel in dashboards()["overview"]["panels"] if panel["type"] == "stat"}
+    asked = {title: panel["targets"][0]["expr"] for title, panel in figures.items()}
+    assert asked["Flagged"] == "max(job_model:ood_images_flagged:ratio_rate5m)"
+    assert asked["Truly OOD"] == "max(job_model:ood_share:estimate_rate1h)"
+    assert asked["Truly OOD, at least"] == 'max(job_model:ood_share:interval_rate1h{bound="lower"})'
+    assert Settings.model_fields["watch_ood_share"].default == OOD_SHARE
+    red = figures["Truly OOD"]["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]
+    assert red == {"color": "red", "value": OOD_SHARE}
 
 
 def test_grafana_is_provisioned_with_a_source_and_the_dashboards() -> None:
