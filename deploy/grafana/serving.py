@@ -56,16 +56,26 @@ REQUESTS = (
 )
 QUEUE = (
     lines(
+        "Line",
+        "Requests that wait, unread, for their turn; each HTTP process lets OOD_MAX_QUEUE_IMAGES of them wait and "
+        "turns others away.",
+        (Query(f"ood_waiting_requests{{{OF}}}", "{{instance}}"),),
+        unit="req",
+        span=8,
+    ),
+    lines(
         "Queue",
-        "Images that wait for a model.",
+        "Images that were read and wait for a model; OOD_MAX_QUEUE_IMAGES is each model's limit.",
         (Query(f"ood_queue_images{{{OF}}}", f"{MODEL} {{{{instance}}}}"),),
         unit="img",
+        span=8,
     ),
     lines(
         "Bodies held",
         "Bytes of request bodies that are held; OOD_MAX_PENDING_BYTES is their limit.",
         (Query(f"ood_pending_bytes{{{OF}}}", "{{instance}}"),),
         unit=units.BytesIEC,
+        span=8,
     ),
 )
 BATCHES = (
@@ -98,7 +108,8 @@ BATCHES = (
 STAGES = (
     lines(
         "Stages, median",
-        "Seconds of a request: decode (waiting for a thread included), queue, forward, and the total.",
+        "Seconds of a request: decode (waiting for a thread included), queue (the line before it included), forward, "
+        "and the total.",
         (_stages(0.5),),
         unit=units.Seconds,
     ),
