@@ -76,6 +76,19 @@ def test_nothing_is_allowed_that_is_not_needed(name: str) -> None:
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", service["user"])
 
 
+def test_who_watches_does_not_wait_for_who_is_watched() -> None:
+    waited_for = {name: set(service.get("depends_on", {})) for name, service in SERVICES.items()}
+    assert not waited_for["prometheus"] | waited_for["alertmanager"]
+    assert not any("service" in names for names in waited_for.values())
+
+
+@pytest.mark.parametrize("name", ["prometheus", "alertmanager"])
+def test_links_in_alerts_lead_to_the_published_port(name: str) -> None:
+    (flag,) = [flag for flag in SERVICES[name]["command"] if flag.startswith("--web.external-url=")]
+    (published,) = SERVICES[name]["ports"]
+    assert flag == f"--web.external-url=http://{published.rpartition(':')[0]}/"
+
+
 def test_images_are_of_one_version() -> None:
     images = {name: service["image"] for name, service in SERVICES.items()}
     assert images["service"] == f"energy-ood:{__version__}-cpu"
