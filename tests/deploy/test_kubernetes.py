@@ -15,6 +15,7 @@ from model_store import __version__
 from service.processes.supervisor import GRACE_S
 from service.routes import health
 from service.settings import PREFIX, Settings
+from service.watching.expectations import WatchOptions
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OLDEST, NEWEST = "1.31", "1.37"
@@ -131,8 +132,27 @@ def test_termination_is_longer_than_the_drain(built: Built, monkeypatch: pytest.
     settings = settings_of(built, monkeypatch)
     longest_s = settings.drain_delay_s + settings.drain_timeout_s + 2 * GRACE_S  # workers, then the engine, are killed
     assert pod(built)["spec"]["terminationGracePeriodSeconds"] > longest_s
+
+
+def test_readiness_forgives_one_slow_reply_and_fails_before_the_listener_closes(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe begins a period after the one before, or when that has ended, at the latest after its timeout."""
     readiness = container(built)["readinessProbe"]
-    assert settings.drain_delay_s >= 2 * readiness["periodSeconds"] * readiness["failureThreshold"]
+    assert readiness["failureThreshold"] >= 2
+    assert readiness["timeoutSeconds"] >= 2
+    longest_s = readiness["periodSeconds"] + readiness["failureThreshold"] * max(
+        readiness["periodSeconds"], readiness["timeoutSeconds"]
+    )
+    assert settings_of(built, monkeypatch).drain_delay_s >= longest_s + 2
+
+
+def test_false_alarms_of_all_pods_together_are_as_rare_as_promised_of_one(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = built["HorizontalPodAutoscaler"]["spec"]["maxReplicas"]
+    watch = settings_of(built, monkeypatch).watch_options
+    assert watch.images_between_false_alarms == pods * WatchOptions().images_between_false_alarms
 
 
 def test_resources_are_what_the_settings_take(built: Built, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
