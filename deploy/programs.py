@@ -58,7 +58,8 @@ def require_free(host: str, port: int) -> None:
         except OSError as err:
             raise PortTakenError(
                 f"port {port} can't be had ({err.strerror}); choose another, or stop who has it (Debian starts "
-                "Prometheus and Alertmanager as services when they are installed)"
+                "Prometheus and Alertmanager when they are installed: "
+                "systemctl disable --now prometheus prometheus-alertmanager)"
             ) from err
 
 

@@ -70,7 +70,7 @@ def test_port_that_is_taken_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(PortTakenError, match=f"^port {port} can't be had"):
+        with pytest.raises(PortTakenError, match=f"^port {port} can't be had .*: systemctl disable --now"):
             require_free("127.0.0.1", port)
     require_free("127.0.0.1", port)
 
