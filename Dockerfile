@@ -47,7 +47,7 @@ LABEL org.opencontainers.image.version="$VERSION" \
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ood
 COPY --from=build /opt/energy-ood /opt/energy-ood
 COPY --from=build --chown=10001:10001 /var/cache/energy-ood /var/cache/energy-ood
-RUN install --directory --owner ood --group ood /var/lib/energy-ood
+RUN install --directory --owner ood --group ood /var/lib/energy-ood /var/lib/energy-ood-captured
 COPY --chmod=755 deploy/image/healthcheck.py /usr/local/bin/ood-healthcheck
 ENV PATH=/opt/energy-ood/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -14,7 +14,7 @@ ALERTMANAGER_PORT ?= 9093
 SHARE ?= 0.2
 IMAGES_PER_S ?= 20
 
-.PHONY: help install serve observe dashboards image test test-slow bench paper check format results clean
+.PHONY: help install serve observe dashboards rules image test test-slow bench paper check format results clean
 
 help:  ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ observe: $(INSTALLED)  ## Try the alarms: server, Prometheus, Alertmanager under
 
 dashboards: $(INSTALLED)  ## Write Grafana's dashboards anew from their code
 	$(BIN)/python -m deploy.grafana.generate
+
+rules: $(INSTALLED)  ## Write the manifest of the alerts anew from their rules
+	$(BIN)/python -m deploy.prometheus_rule
 
 image:  ## Build the image, run it, print its size and start time: docs/deployment.md
 	deploy/build_image.sh

@@ -13,6 +13,8 @@ from service.server import HEAR_OUT_S
 from service.settings import PREFIX, Settings
 
 FILE = Path(__file__).parents[2] / "deploy" / "compose.yaml"
+CAPTURE_FILE = FILE.with_name("compose.capture.yaml")
+DOCKERFILE = (FILE.parents[1] / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES = COMPOSE["services"]
 MIB = {"m": 1, "g": 1024}
@@ -87,6 +89,21 @@ def test_links_in_alerts_lead_to_the_published_port(name: str) -> None:
     (flag,) = [flag for flag in SERVICES[name]["command"] if flag.startswith("--web.external-url=")]
     (published,) = SERVICES[name]["ports"]
     assert flag == f"--web.external-url=http://{published.rpartition(':')[0]}/"
+
+
+def test_capture_is_a_file_of_its_own_with_a_volume_that_the_server_may_write_to() -> None:
+    """A new volume begins with the folder of the image that it is mounted on, its owner included."""
+    capture = yaml.safe_load(CAPTURE_FILE.read_text())
+    PyCompose.from_json(json.dumps(capture))
+    assert set(capture["services"]) == {"service"}
+    added = capture["services"]["service"]
+    assert set(added["environment"]) <= {PREFIX + name.upper() for name in Settings.model_fields}
+    assert "OOD_CAPTURE_DIR" not in SERVICES["service"]["environment"]
+    folder = added["environment"]["OOD_CAPTURE_DIR"]
+    assert added["volumes"] == [f"captured:{folder}"]
+    assert set(capture["volumes"]) == {"captured"}
+    (owned,) = re.findall(r"^RUN install --directory --owner ood --group ood (.*)$", DOCKERFILE, re.MULTILINE)
+    assert folder in owned.split()
 
 
 def test_images_are_of_one_version() -> None:

@@ -1,5 +1,7 @@
 """The manifests as kustomize builds them: valid, consistent with one another, with the server and its settings."""
 
+import json
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -9,8 +11,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from rules import DASHBOARD_FILES, RULE_FILES
 
+from deploy import prometheus_rule
 from model_store import __version__
 from service.processes.supervisor import GRACE_S
 from service.routes import health
@@ -19,22 +23,40 @@ from service.watching.expectations import WatchOptions
 
 KUBERNETES = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OLDEST, NEWEST = "1.31", "1.37"
+DASHBOARDS = "energy-ood-dashboards"
 MEBIBYTES = {"Mi": 1, "Gi": 1024}
 pytestmark = pytest.mark.slow  # not for its time: it needs kubectl
 
 Built = Mapping[str, Any]
 
 
+def kustomize(folder: Path) -> list[Built]:
+    finished = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=True)
+    assert finished.stderr == ""  # nothing deprecated
+    return list(yaml.safe_load_all(finished.stdout))
+
+
 @pytest.fixture(scope="module", params=["base", "overlays/gpu"])
 def built(request: pytest.FixtureRequest) -> Built:
     """What kustomize makes of one folder, by kind."""
-    finished = subprocess.run(
-        ["kubectl", "kustomize", KUBERNETES / request.param], capture_output=True, text=True, check=True
-    )
-    assert finished.stderr == ""  # nothing deprecated
-    objects = list(yaml.safe_load_all(finished.stdout))
+    objects = kustomize(KUBERNETES / request.param)
     assert len({found["kind"] for found in objects}) == len(objects)
     return {found["kind"]: found for found in objects}
+
+
+@pytest.fixture(scope="module", params=["base", "overlays/gpu"])
+def with_components(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """What an overlay with both components makes of one folder, by kind; the dashboards under their name."""
+    overlay = tmp_path_factory.mktemp("overlay")
+    there = os.path.relpath(KUBERNETES, overlay)
+    components = [f"{there}/components/{name}" for name in ("capture", "monitoring")]
+    (overlay / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": [f"{there}/{request.param}"], "components": components})
+    )
+    objects = kustomize(overlay)
+    found = {one["metadata"]["name"] if one["metadata"]["name"] == DASHBOARDS else one["kind"]: one for one in objects}
+    assert len(found) == len(objects)
+    return found
 
 
 @pytest.fixture
@@ -184,3 +206,52 @@ def test_nothing_is_allowed_that_is_not_needed(built: Built) -> None:
 
 def test_image_is_of_this_version(built: Built, gpu: bool) -> None:
     assert container(built)["image"] == f"energy-ood:{__version__}-{'cuda' if gpu else 'cpu'}"
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_components_add_what_is_valid(with_components: Built, version: str) -> None:
+    assert {DASHBOARDS, "PrometheusRule", "ServiceMonitor"} <= set(with_components)
+    for kind, found in with_components.items():
+        if kind not in {"PrometheusRule", "ServiceMonitor"}:
+            kubernetes_validate.validate(found, version, strict=True)
+
+
+def test_capture_has_a_volume_of_its_own_that_its_quota_fits_into(
+    with_components: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(with_components, monkeypatch)
+    (mount,) = [one for one in container(with_components)["volumeMounts"] if one["name"] == "captured"]
+    (volume,) = [one for one in pod(with_components)["spec"]["volumes"] if one["name"] == "captured"]
+    assert mount["mountPath"] == str(settings.capture_dir)
+    claim = volume["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert mebibytes(claim["resources"]["requests"]["storage"]) >= 1.25 * settings.capture_max_bytes / 2**20
+    assert {mount["name"] for mount in container(with_components)["volumeMounts"]} == {
+        volume["name"] for volume in pod(with_components)["spec"]["volumes"]
+    }
+
+
+def test_capture_is_off_without_its_component(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(built, monkeypatch).capture_dir is None
+
+
+def test_the_operator_gets_every_rule(with_components: Built) -> None:
+    """`make rules` renews the manifest. The model drops what it does not know, so nothing may be missing afterwards."""
+    assert prometheus_rule.MANIFEST.read_text() == prometheus_rule.generate()
+    found = with_components["PrometheusRule"]
+    groups = [group for path in RULE_FILES for group in yaml.safe_load(path.read_text())["groups"]]
+    assert found["spec"]["groups"] == groups
+    assert PrometheusRule.model_validate(found).model_dump(mode="json", by_alias=True, exclude_none=True) == found
+
+
+def test_alerts_know_the_servers_by_the_job_that_the_operator_gives_them(with_components: Built) -> None:
+    """Without a `jobLabel` that is the Service's name."""
+    assert "jobLabel" not in with_components["ServiceMonitor"]["spec"]
+    jobs = set(re.findall(r'up\{job="(.*?)"', str(with_components["PrometheusRule"])))
+    assert jobs == {with_components["Service"]["metadata"]["name"]}
+
+
+def test_grafanas_sidecar_finds_every_dashboard(with_components: Built) -> None:
+    found = with_components[DASHBOARDS]
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["data"] == {path.name: path.read_text() for path in DASHBOARD_FILES}
+    assert len(json.dumps(found)) < 2**18  # `kubectl apply` keeps it in an annotation
