@@ -52,7 +52,7 @@ def _rate(text: str) -> float:
 def watch_settings(pools: Pools, images_per_s: float, captured: Path) -> dict[str, str]:
     """Return how a server should watch replayed images, and keep some in a folder.
 
-    The window is one pass through the pool: what is sent again is no new evidence, though it would count as such.
+    The window has as many images as the pool: more would only show how the pool differs from all images.
     """
     return {
         "OOD_WATCH_WINDOW_IMAGES": str(len(pools.in_distribution)),
