@@ -124,7 +124,7 @@ def test_make_observe_shows_an_alarm_and_ends_at_ctrl_c(openvino_cache: Path) ->
     text = "".join(lines)
     assert f"sending 60 images/s, 50 % of them OOD\n  the server     http://127.0.0.1:{ports['PORT']}/\n" in text
     assert re.search(rf"alerts         http://127.0.0.1:{ports['PROMETHEUS_PORT']}/(classic/)?alerts\n", text), text
-    assert "OodRateChanged firing: cifar10@2 flags more images than it does in distribution" in text
+    assert "OodRateChanged firing: cifar10@3 flags more images than it does in distribution" in text
     assert "stopped" in text
     assert "Traceback" not in text
     for port in ports.values():
