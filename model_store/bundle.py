@@ -39,7 +39,7 @@ from model_store.errors import (
     ScoreMismatchError,
 )
 from model_store.manifest import SCHEMA_VERSION, Calibration, FileEntry, Manifest
-from model_store.networks import build_network
+from model_store.networks import build_network, outlined
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import OpenVinoIr, RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
 from model_store.score_specs import NegativeEnergySpec, ScoreName
@@ -265,8 +265,7 @@ def _load_network(folder: Path, manifest: Manifest, content: bytes) -> nn.Module
     path = folder / WEIGHTS
     weights = _read_tensors(path, content, NetworkMismatchError)
     try:
-        with torch.device("meta"):  # allocates nothing: what the manifest asks for may be of any size
-            expected = build_network(manifest.network).state_dict()
+        expected = outlined(manifest.network).state_dict()  # what the manifest asks for may be of any size
     except ValueError as err:
         raise NetworkMismatchError(f"{path}: {err}") from err
     for key in sorted(expected.keys() | weights.keys()):

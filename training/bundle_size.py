@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 
 from model_store.bundle import BundleDraft, pack
+from model_store.networks import outlined
 from model_store.score_specs import KnnSpec, ScoreSpec
 from model_store.scores import statistic_shapes
 from training.config import Recipe
 from training.errors import RecipeError
-from training.recipe_network import outlined
 
 FLOAT32 = 4
 """Bytes of a calibration score or a fitted statistic."""

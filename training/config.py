@@ -11,11 +11,11 @@ from pydantic_core import ErrorDetails
 
 from model_store.frozen import Fraction, Frozen, OpenFraction
 from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
+from model_store.networks import outlined
 from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
 from training.augment_spec import AugmentSpec, JpegShare
 from training.errors import RecipeError
 from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec
-from training.recipe_network import outlined
 from training.synthetic_outliers import KINDS
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -12,7 +12,7 @@ from torch import nn
 
 from model_store.bundle import Bundle
 from model_store.evaluation import Evaluation
-from model_store.networks import build_network
+from model_store.networks import build_network, outlined
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
@@ -33,7 +33,7 @@ from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.recipe_network import outlined, require_fit
+from training.recipe_network import require_fit
 from training.run_folder import (
     INPUTS,
     is_done,

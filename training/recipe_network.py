@@ -1,24 +1,10 @@
-"""A recipe's network before it is trained: its shapes, and whether it takes the recipe's images."""
+"""Whether a recipe's network takes the recipe's images, before it is trained."""
 
 import torch
-from torch import nn
 
 from model_store.manifest import NetworkSpec, PreprocessSpec, TorchvisionSpec
 from model_store.networks import NormalisedNetwork, build_network
 from training.errors import RecipeError
-
-
-def outlined(spec: NetworkSpec) -> nn.Module:
-    """Return the network for its shapes; without values, if it can be built so.
-
-    Raises:
-        ValueError: as `build_network`.
-    """
-    try:
-        with torch.device("meta"):
-            return build_network(spec)
-    except NotImplementedError:  # a RegNet computes its widths by tensors, whose values it needs
-        return build_network(spec)
 
 
 def require_fit(spec: NetworkSpec, preprocess: PreprocessSpec) -> None:

@@ -2,6 +2,6 @@
 
 from model_store.networks.normalised import NormalisedNetwork
 from model_store.networks.output import NetworkOutput
-from model_store.networks.registry import build_network
+from model_store.networks.registry import build_network, outlined
 
-__all__ = ["NetworkOutput", "NormalisedNetwork", "build_network"]
+__all__ = ["NetworkOutput", "NormalisedNetwork", "build_network", "outlined"]

@@ -1,5 +1,6 @@
 """One entry per network family: from the manifest's spec to an untrained module."""
 
+import torch
 from torch import nn
 
 from model_store.manifest import NetworkSpec, TorchvisionSpec, WideResNetSpec
@@ -26,3 +27,16 @@ def build_network(spec: NetworkSpec) -> nn.Module:
                     "pip install 'energy-ood[torchvision]'"
                 ) from err
             return TorchvisionClassifier(spec.name, spec.num_classes)
+
+
+def outlined(spec: NetworkSpec) -> nn.Module:
+    """Build the network for its shapes alone: without values, so without memory for them, if it can be built so.
+
+    Raises:
+        ValueError: as `build_network`.
+    """
+    try:
+        with torch.device("meta"):
+            return build_network(spec)
+    except NotImplementedError:  # a RegNet computes its widths by tensors, whose values it needs
+        return build_network(spec)

@@ -286,11 +286,12 @@ def test_compiled_runtime_replays_the_golden_images(bundle_folder: Path, test_im
     np.testing.assert_allclose(compiled.negative_energy, eager.negative_energy, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "regnet_y_400mf"])  # a RegNet needs values to be built
 def test_torchvision_network_goes_through_a_bundle(
-    draft: BundleDraft, store: Store, preprocess: PreprocessSpec, test_images: np.ndarray
+    name: str, draft: BundleDraft, store: Store, preprocess: PreprocessSpec, test_images: np.ndarray
 ) -> None:
     torch.manual_seed(0)
-    spec = TorchvisionSpec(name="shufflenet_v2_x0_5", num_classes=10)
+    spec = TorchvisionSpec(name=name, num_classes=10)
     network = build_network(spec).eval()
     scorer = Scorer(TorchRuntime(network, preprocess, device=torch.device("cpu")), preprocess, 1.0)
     golden = tuple(

@@ -295,6 +295,23 @@ def test_another_recipe_is_refused_for_the_network_that_it_changes(
         reproduction(copy, image_sets, other, benchmark).all()
 
 
+def test_scores_fitted_on_fewer_images_are_refused(
+    out: Path, image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(out, tmp_path / "out")
+    with pytest.raises(ResumeError, match="fit_images = 150, now 100"):
+        reproduction(copy, image_sets, size.model_copy(update={"fit_images": 100}), benchmark).all()
+
+
+def test_choices_of_one_network_state_no_error_for_each(results: Results) -> None:
+    errors = {
+        what: {candidate.error is None for candidate in choice.candidates.values()}
+        for what, choice in results.choices["cifar10"].items()
+    }
+    assert errors.pop("margins") == {False}
+    assert set(map(frozenset, errors.values())) == {frozenset({True})}
+
+
 def test_another_size_is_refused(out: Path, image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path) -> None:
     copy = shutil.copytree(out, tmp_path / "out")
     with pytest.raises(ResumeError, match="size = 'tests', now 'other'"):

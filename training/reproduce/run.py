@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import model_store
-from model_store.networks import NetworkOutput, build_network
+from model_store.networks import NetworkOutput, outlined
 from model_store.score_specs import NegativeEnergySpec, ScoreName, ScoreSpec
 from training.datasets import (
     ImageSet,
@@ -155,9 +155,8 @@ class Subject:
             first = self.setting.spec.far_ood[0]
             require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)
         fit_images = min(self.setting.size.fit_images, len(self._split[0]))
-        with torch.device("meta"):
-            network = build_network(self.setting.size.network.spec(self.setting.spec.classes))
-        width = network.get_parameter("head.weight").shape[1]
+        network = self.setting.size.network.spec(self.setting.spec.classes)
+        width = outlined(network).get_parameter("head.weight").shape[1]
         for score in get_args(ScoreName):
             require_fittable(self.setting.score_spec(score), fit_images, width)
 
