@@ -24,7 +24,7 @@ install: $(INSTALLED)  ## Set up .venv with all that development needs
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable \
-		'.[training,capture,cpu,optimize,onnx,tracing,deploy,test]'
+		'.[training,capture,cpu,optimize,onnx,timm,tracing,deploy,test]'
 	touch $@
 
 $(PEERS_INSTALLED): benchmarks/peers/requirements.txt $(INSTALLED)

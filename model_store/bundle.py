@@ -38,7 +38,7 @@ from model_store.errors import (
     NetworkMismatchError,
     ScoreMismatchError,
 )
-from model_store.manifest import SCHEMA_VERSION, Calibration, FileEntry, Manifest
+from model_store.manifest import SCHEMA_VERSION, Calibration, FileEntry, Manifest, OnnxSpec
 from model_store.networks import build_network, outlined
 from model_store.predictor import CalibratedScore, Predictor, Scorer
 from model_store.runtimes import OpenVinoIr, RunnableNetwork, Runtime, RuntimeChoice, RuntimeOptions, run_accepted
@@ -181,9 +181,10 @@ def load_bundle(
 
     Args:
         folder: the bundle.
-        runtime: what runs it; by default the reference, eager PyTorch, and OpenVINO for an int8 bundle, which nothing
-            else runs. `auto` is the fastest that is there and agrees with the golden images: CUDA graphs on a GPU,
-            OpenVINO on the CPU, else eager PyTorch. `predictor.scorer.runtime.name` says which it became.
+        runtime: what runs it; by default the reference, eager PyTorch, and OpenVINO for what nothing else runs, an int8
+            bundle or an ONNX network in bfloat16. `auto` is the fastest that is there and agrees with the golden
+            images: CUDA graphs on a GPU, OpenVINO on the CPU, else eager PyTorch. `predictor.scorer.runtime.name` says
+            which it became.
         device: CUDA where there is one by default. OpenVINO runs on the CPU.
         cache_dir: where OpenVINO's conversion is kept; by default it is made anew at every load, in seconds.
         threads: how many CPU threads compute; the runtime's own number by default. For PyTorch it holds for the whole
@@ -227,7 +228,10 @@ def read_network(bundle: Bundle) -> nn.Module:
 
 
 def _reference(manifest: Manifest) -> RuntimeChoice:
-    return "openvino" if manifest.execution.precision == "int8" else "torch-eager"
+    """Return what a bundle is loaded on unasked: eager PyTorch, or OpenVINO where nothing else has its precision."""
+    precision = manifest.execution.precision
+    graph_alone = precision == "int8" or (precision == "bfloat16" and isinstance(manifest.network, OnnxSpec))
+    return "openvino" if graph_alone else "torch-eager"
 
 
 def _load_quantised(manifest: Manifest, files: Mapping[str, bytes]) -> OpenVinoIr | None:

@@ -34,7 +34,7 @@ def list_bundles(store: StoreOption = SHIPPED) -> None:
             table.add_row(str(ref), "[red]damaged[/]", "", "", "", str(err))
             continue
         table.add_row(
-            str(ref), network_name(manifest), str(len(manifest.classes)), *_figures(manifest), manifest.description
+            str(ref), manifest.network.title, str(len(manifest.classes)), *_figures(manifest), manifest.description
         )
     Console().print(table if table.row_count else f"no bundles in {store}")
 
@@ -52,7 +52,7 @@ def verify(bundle: BundleArgument, store: StoreOption = SHIPPED) -> None:
     loaded = load_bundle(Store(store).resolve(BundleRef.parse(bundle)))
     manifest, calibration = loaded.manifest, loaded.manifest.calibrations[loaded.manifest.verdict]
     typer.echo(
-        f"{manifest.name}@{manifest.version} is whole: {len(manifest.files)} files, {network_name(manifest)}, "
+        f"{manifest.name}@{manifest.version} is whole: {len(manifest.files)} files, {manifest.network.title}, "
         f"{len(manifest.golden)} golden images, flags {manifest.verdict} <= {calibration.threshold:.4f}\n"
         f"sha256 {loaded.sha256}"
     )
@@ -72,12 +72,6 @@ def export(
         raise typer.BadParameter("name the form to export to; there is one, --onnx")
     loaded = load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=torch.device("cpu"))
     typer.echo(export_triton(loaded, out))
-
-
-def network_name(manifest: Manifest) -> str:
-    """Return the short name that people use: WRN-40-2."""
-    network = manifest.network
-    return f"WRN-{network.depth}-{network.widen_factor}" if network.kind == "wide_resnet" else network.name
 
 
 def _figures(manifest: Manifest) -> tuple[str, str]:

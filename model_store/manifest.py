@@ -37,6 +37,11 @@ class WideResNetSpec(Frozen):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     num_classes: int = Field(ge=2)
 
+    @property
+    def title(self) -> str:
+        """The short name that people use: WRN-40-2."""
+        return f"WRN-{self.depth}-{self.widen_factor}"
+
 
 class TorchvisionSpec(Frozen):
     """A classifier of `torchvision.models` that ends in a linear layer, named as `get_model` names it."""
@@ -45,8 +50,43 @@ class TorchvisionSpec(Frozen):
     name: str
     num_classes: int = Field(ge=2)
 
+    @property
+    def title(self) -> str:
+        """The library's name for it."""
+        return self.name
 
-NetworkSpec = Annotated[WideResNetSpec | TorchvisionSpec, Field(discriminator="kind")]
+
+class TimmSpec(Frozen):
+    """A classifier of timm that ends in a linear layer, named as `create_model` names it."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    num_classes: int = Field(ge=2)
+
+    @property
+    def title(self) -> str:
+        """The library's name for it."""
+        return self.name
+
+
+class OnnxSpec(Frozen):
+    """An ONNX graph up to the features, float32 (N, D), kept among the weights as so many bytes; then a linear layer.
+
+    It is run as it is, not trained.
+    """
+
+    kind: Literal["onnx"] = "onnx"
+    graph_bytes: int = Field(ge=1)
+    features: int = Field(ge=1)
+    num_classes: int = Field(ge=2)
+
+    @property
+    def title(self) -> str:
+        """What it is; the architecture has no name here."""
+        return "ONNX"
+
+
+NetworkSpec = Annotated[WideResNetSpec | TorchvisionSpec | TimmSpec | OnnxSpec, Field(discriminator="kind")]
 
 
 class PreprocessSpec(Frozen):

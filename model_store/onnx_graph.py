@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model_store import images
 from model_store.bundle import Bundle, read_network
 from model_store.errors import ExportError
+from model_store.manifest import OnnxSpec
 from model_store.networks import NormalisedNetwork
 
 INPUT, OUTPUTS = "IMAGE", ("LOGITS", "NEGATIVE_ENERGY", "IS_OOD")
@@ -98,6 +99,8 @@ def _require_exportable(bundle: Bundle) -> None:
             f"the verdict of {name} is of {manifest.verdict}; a graph flags by negative_energy alone: export a bundle "
             "whose recipe has calibrate.verdict = 'negative_energy'"
         )
+    if isinstance(manifest.network, OnnxSpec):
+        raise ExportError(f"the network of {name} came as ONNX, which PyTorch's exporter cannot put into a graph anew")
     if manifest.execution.precision != "float32":
         source = f"{manifest.optimisation.source}, which it was made of" if manifest.optimisation else "a float32 one"
         raise ExportError(

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("unhurried", parent=settings(), deadline=None)
+settings.load_profile("unhurried")  # a busy machine is no error
 DATA = Path(__file__).parent / "data"
 LEFT_OUT = pytest.StashKey[int]()
 """How many `images` tests were left out for want of TEST_IMAGES."""

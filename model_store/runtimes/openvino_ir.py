@@ -22,6 +22,8 @@ from torch import nn
 from model_store.errors import RuntimeUnavailableError
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
+from model_store.networks.onnx_classifier import OnnxClassifier
+from model_store.scores.score import Head
 
 CONVERTER_REVISION = 1
 """To be raised whenever `convert` would make another graph of the same network: cached graphs are then made anew."""
@@ -71,8 +73,9 @@ def import_openvino() -> ModuleType:
 def convert(network: nn.Module, preprocess: PreprocessSpec) -> OpenVinoIr:
     """Convert a network on the CPU and the normalisation before it; the network is put in evaluation mode.
 
-    `torch.export` and OpenVINO's PyTorch frontend are called directly: `openvino.convert_model` does the same, but
-    reports to telemetry and sets the root logger's level for the whole process, for good where it fails.
+    One that came as an ONNX graph is read as such. Of the others `torch.export` and OpenVINO's PyTorch frontend are
+    called directly: `openvino.convert_model` does the same, but reports to telemetry and sets the root logger's level
+    for the whole process, for good where it fails.
 
     Raises:
         RuntimeUnavailableError: OpenVINO is not there, or the network cannot be exported or converted.
@@ -80,13 +83,37 @@ def convert(network: nn.Module, preprocess: PreprocessSpec) -> OpenVinoIr:
     import_openvino()
     try:
         with _one_conversion, _root_logger_silent():
-            model = _openvino_model(_exported(NormalisedNetwork(network, preprocess).eval(), preprocess))
+            model = _converted(network, preprocess)
             model.reshape([-1, preprocess.height, preprocess.width, 3])  # the frontend leaves every dimension open
         return serialised(model)
     except Exception as err:  # the exporter and the frontend raise whatever their parts raise
         raise RuntimeUnavailableError(
             f"{type(network).__name__} cannot be converted for openvino: {type(err).__name__}: {err}"
         ) from err
+
+
+def _converted(network: nn.Module, preprocess: PreprocessSpec) -> Any:
+    if isinstance(network, OnnxClassifier):
+        return _from_onnx(network, preprocess)
+    return _openvino_model(_exported(NormalisedNetwork(network, preprocess).eval(), preprocess))
+
+
+def _from_onnx(network: OnnxClassifier, preprocess: PreprocessSpec) -> Any:
+    """Read the graph by OpenVINO's own frontend; put the normalisation before it and the last layer behind."""
+    openvino, ops = import_openvino(), importlib.import_module("openvino.opset13")
+    prepared = importlib.import_module("openvino.preprocess").PrePostProcessor(
+        openvino.Core().read_model(network.graph_content)
+    )
+    pixels = prepared.input()
+    pixels.tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    pixels.model().set_layout(openvino.Layout("NCHW"))
+    mean, std = ([255 * value for value in values] for values in (preprocess.mean, preprocess.std))
+    pixels.preprocess().convert_element_type(openvino.Type.f32).mean(mean).scale(std)
+    body, head = prepared.build(), Head.of(network)
+    (features,) = (output.get_node().input_value(0) for output in body.outputs)
+    logits = ops.add(ops.matmul(features, ops.constant(head.weight.numpy()), False, True), head.bias.numpy())
+    results = [ops.result(logits.output(0)), ops.result(features)]
+    return openvino.Model(results, body.get_parameters(), "classifier")
 
 
 def _exported(network: NormalisedNetwork, preprocess: PreprocessSpec) -> torch.export.ExportedProgram:

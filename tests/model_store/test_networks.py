@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model_store.manifest import PreprocessSpec, TorchvisionSpec, WideResNetSpec
-from model_store.networks import NormalisedNetwork, build_network
+from model_store.manifest import OnnxSpec, PreprocessSpec, TimmSpec, TorchvisionSpec, WideResNetSpec
+from model_store.networks import NormalisedNetwork, build_network, outlined
+from model_store.networks.cut_classifier import CutClassifier
 
 
 def _parameters(network: nn.Module) -> int:
@@ -117,10 +118,82 @@ def test_unknown_torchvision_network_is_refused(name: str) -> None:
         build_network(TorchvisionSpec(name=name, num_classes=7))
 
 
-def test_network_of_torchvision_says_what_to_install_where_torchvision_is_missing(
+def test_network_of_a_library_says_what_to_install_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.delitem(sys.modules, "model_store.networks.torchvision_classifier", raising=False)
-    with pytest.raises(ValueError, match=r"resnet18 .* no torchvision here; pip install 'energy-ood\[torchvision\]'"):
-        build_network(TorchvisionSpec(name="resnet18", num_classes=7))
+    for library, spec in (("torchvision", TorchvisionSpec), ("timm", TimmSpec)):
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.delitem(sys.modules, f"model_store.networks.{library}_classifier", raising=False)
+        with pytest.raises(ValueError, match=rf"resnet18 .* no {library} here; pip install 'energy-ood\[{library}\]'"):
+            build_network(spec(name="resnet18", num_classes=7))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "test_vit"])
+def test_timm_network_is_cut_before_its_head(name: str) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    size = timm.get_pretrained_cfg(name).input_size[1]
+    whole, images = timm.create_model(name, num_classes=7).eval(), torch.randn(2, 3, size, size)
+    network = build_network(TimmSpec(name=name, num_classes=7)).eval()
+    assert isinstance(network, CutClassifier)
+    network.load_state_dict(network.by_own_names(whole.state_dict()))
+    output = network(images)
+    torch.testing.assert_close(output.logits, whole(images))
+    torch.testing.assert_close(output.features, whole.forward_head(whole.forward_features(images), pre_logits=True))
+
+
+@pytest.mark.parametrize(
+    "spec", [TimmSpec(name="test_vit", num_classes=7), TorchvisionSpec(name="resnet18", num_classes=7)]
+)
+def test_weights_by_own_names_stay_as_they_are(spec: TimmSpec) -> None:
+    own = outlined(spec).state_dict()
+    assert outlined(spec).by_own_names(own).keys() == own.keys()
+    assert {"head.weight", "head.bias"} < own.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet1018", "timm has no classifier 'resnet1018'"),
+        ("hf-hub:someone/something", "timm has no classifier"),
+        (
+            "deit_tiny_distilled_patch16_224",
+            r"ends in the layers \('head', 'head_dist'\); only networks that end in one",
+        ),
+        ("resnetv2_18", "ends in Conv2d; only networks that end in Linear"),
+    ],
+)
+def test_timm_network_without_one_linear_head_is_refused(name: str, message: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        build_network(TimmSpec(name=name, num_classes=7))
+
+
+def test_network_that_classifies_before_it_pools_is_refused() -> None:
+    class PerToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.flatten(2))
+
+    with pytest.raises(
+        ValueError, match=r"per_token classifies before it pools: features are \(1, 3, 4\), not \(N, D\)"
+    ):
+        CutClassifier("per_token", PerToken(), "fc")(torch.zeros(1, 3, 2, 2))
+
+
+def test_onnx_network_says_that_it_does_not_compute_in_bfloat16() -> None:
+    network = build_network(OnnxSpec(graph_bytes=3, features=2, num_classes=2))
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="bfloat16 openvino alone"):
+        network(torch.zeros(1, 3, 2, 2))
+
+
+def test_onnx_network_says_what_to_install_and_what_it_cannot_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network(OnnxSpec(graph_bytes=3, features=2, num_classes=2))
+    with pytest.raises(RuntimeError, match="onnxruntime cannot load the graph"):
+        network(torch.zeros(1, 3, 2, 2))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install 'energy-ood\[onnx\]'"):
+        network(torch.zeros(1, 3, 2, 2))
