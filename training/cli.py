@@ -1,5 +1,6 @@
 """ood-train: from images to a calibrated bundle."""
 
+import json
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+from safetensors.torch import save
 
 from model_store.bundle import Bundle, load_bundle
 from model_store.errors import BundleError
@@ -23,6 +25,7 @@ from training.datasets import how_to_get, locate
 from training.distributed import ALONE, joined, own_device, tells
 from training.errors import TrainingError
 from training.evaluate import Say
+from training.onnx_import import read_onnx
 from training.optimise import (
     ALLOWED_FLIPS,
     LowPrecision,
@@ -41,7 +44,7 @@ from training.reproduce.report import REPORT, renew, write_report
 from training.reproduce.results import RESULTS, read_results, write_text
 from training.reproduce.run import Reproduction
 from training.reproduce.size import read_size
-from training.run_folder import exclusive, require_writable, writing
+from training.run_folder import exclusive, require_writable, write_bytes, writing
 from training.run_sets import RunSets
 from training.trainer import Progress
 
@@ -94,9 +97,9 @@ def pretrain(
     store: StoreOption = STORE,
     device: DeviceOption = None,
 ) -> None:
-    """Train the classifier, or take the network of the bundle that the recipe starts from.
+    """Train the classifier, or take the network that the recipe starts from: a bundle's, or a file's.
 
-    The bundle is looked for in the store, then among those that ship.
+    A bundle is looked for in the store, then among those that ship.
     """
     with _opened(recipe, data, run_folder, device, store) as opened:
         opened.pretrain()
@@ -179,6 +182,19 @@ def publish(
     with _opened_by_first(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
+
+
+@app.command("import")
+def import_onnx(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A classifier as ONNX: images in, logits out.")],
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
+    size: Annotated[int, typer.Option("--size", min=1, help="Of its images, where the graph leaves it open.")] = 224,
+) -> None:
+    """Make a classifier that was exported to ONNX weights for a recipe, and print the recipe's lines for it."""
+    imported = read_onnx(file, size)
+    write_bytes(out, save(imported.weights))
+    table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in imported.spec.model_dump().items())
+    typer.echo(f'weights = "{out.name}"  # where it lies below the data folder\n\n[network]\n{table}')
 
 
 @app.command("optimize")

@@ -10,7 +10,7 @@ from pydantic import Field, FiniteFloat, ValidationError, field_validator, model
 from pydantic_core import ErrorDetails
 
 from model_store.frozen import Fraction, Frozen, OpenFraction
-from model_store.manifest import BundleName, NetworkSpec, PreprocessSpec
+from model_store.manifest import BundleName, NetworkSpec, OnnxSpec, PreprocessSpec
 from model_store.networks import outlined
 from model_store.score_specs import OFFLINE_ONLY, ScoreName, ScoreSpec, further_names
 from training.augment_spec import AugmentSpec, JpegShare
@@ -28,8 +28,8 @@ class DataSpec(Frozen):
 
     train: str
     test: str
-    outliers: str
-    """A set, or `synthetic`: made of each batch's own training images."""
+    outliers: str | None = None
+    """A set, or `synthetic`: made of each batch's own training images. For a recipe that has a stage with outliers."""
     far_ood: dict[str, str] = Field(default_factory=dict)
     near_ood: dict[str, str] = Field(default_factory=dict)
     """OOD test sets by the name they get in tables; the far ones make the mean."""
@@ -52,7 +52,7 @@ class DataSpec(Frozen):
     def sources(self) -> dict[str, str]:
         """Return every set's source by its role; synthetic outliers have none."""
         ood = {f"ood {name}": source for name, source in (self.far_ood | self.near_ood).items()}
-        outliers = {} if self.outliers_are_synthetic else {"outliers": self.outliers}
+        outliers = {} if self.outliers is None or self.outliers_are_synthetic else {"outliers": self.outliers}
         return {"train": self.train} | outliers | {"test": self.test} | ood
 
 
@@ -209,7 +209,7 @@ class Recipe(Frozen):
     network: NetworkSpec
     preprocess: PreprocessSpec
     data: DataSpec
-    augment: AugmentSpec
+    augment: AugmentSpec = AugmentSpec()
     execution: ExecutionSpec = ExecutionSpec()
     pretrain: PretrainSpec | None = None
     start: str | tuple[str, ...] | None = None
@@ -218,6 +218,8 @@ class Recipe(Frozen):
     Of several the mean of their weights is taken (a model soup; Wortsman et al., 2022): they must be descendants of one
     network, or the mean is none.
     """
+    weights: str | None = None
+    """A file of weights, below the data folder, of a network that was trained elsewhere; instead of `start`."""
     finetune: FinetuneSpec | None = None
     average: AverageSpec | None = None
     scores: tuple[ScoreSpec, ...] = ()
@@ -260,17 +262,33 @@ class Recipe(Frozen):
         """The bundles that training begins with."""
         return (self.start,) if isinstance(self.start, str) else self.start or ()
 
+    @property
+    def origin(self) -> str:
+        """What training begins with, in words."""
+        if self.weights is not None:
+            return self.weights
+        bundles = ", ".join(self.starts)
+        return f"the mean of {bundles}" if len(self.starts) > 1 else bundles or "a classifier from scratch"
+
     @model_validator(mode="after")
     def _begins_somewhere(self) -> "Recipe":
-        if self.pretrain is None and self.start is None:
-            raise ValueError("give [pretrain], a classifier from scratch, or start, a published bundle, or both")
+        if self.pretrain is None and self.start is None and self.weights is None:
+            raise ValueError(
+                "give [pretrain], a classifier from scratch; or start, a published bundle, or weights, a file: to "
+                "train on from, or to take as it is"
+            )
+        if self.start is not None and self.weights is not None:
+            raise ValueError(f"start is {self.start!r}, weights {self.weights!r}; a network begins with one of them")
+        if len(self.starts) > 1 and not (self.pretrain or self.finetune or self.average):
+            raise ValueError(
+                f"start is {self.start!r}: the mean of bundles is no network before its batch norm is measured anew; "
+                "give [average] or [finetune]"
+            )
         return self
 
     @model_validator(mode="after")
-    def _ends_somewhere(self) -> "Recipe":
-        if self.finetune is None and self.average is None:
-            raise ValueError("give [finetune], or [average], the mean of the bundles that start names, or both")
-        if self.finetune is None and (self.pretrain or len(self.starts) < 2):
+    def _average_is_of_networks(self) -> "Recipe":
+        if self.average and self.finetune is None and (self.pretrain or len(self.starts) < 2):
             raise ValueError(
                 f"without [finetune], [average] is of the bundles that start names; start is {self.start!r}: "
                 "name two or more, and no [pretrain]"
@@ -279,6 +297,23 @@ class Recipe(Frozen):
             raise ValueError(
                 f"average.fine_tuned is {self.average.fine_tuned}; it is the weight of the fine-tuned network beside "
                 "the classifier: give it with [finetune], and not without"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _onnx_is_taken_as_it_is(self) -> "Recipe":
+        stages = {"pretrain": self.pretrain, "finetune": self.finetune, "average": self.average}
+        asked = [f"[{name}]" for name, spec in stages.items() if spec]
+        if isinstance(self.network, OnnxSpec) and asked:
+            raise ValueError(f"an ONNX network cannot be trained; leave {', '.join(asked)} out")
+        return self
+
+    @model_validator(mode="after")
+    def _outliers_are_of_a_stage(self) -> "Recipe":
+        if (self.data.outliers is None) == (self.finetune is not None or self.average is not None):
+            raise ValueError(
+                f"data.outliers is {self.data.outliers!r}; [finetune] and [average] need a set or 'synthetic', and a "
+                "recipe without them takes none"
             )
         return self
 
@@ -300,7 +335,7 @@ class Recipe(Frozen):
             RecipeError: it is not; the recipe averages.
         """
         if self.finetune is None:
-            raise RecipeError(f"recipe {self.name} has no [finetune]: it takes the mean of {', '.join(self.starts)}")
+            raise RecipeError(f"recipe {self.name} has no [finetune]: it takes {self.origin}")
         return self.finetune
 
     @property
@@ -311,7 +346,7 @@ class Recipe(Frozen):
             RecipeError: none is taken; the recipe only fine-tunes.
         """
         if self.average is None:
-            raise RecipeError(f"recipe {self.name} has no [average]: it ends with the fine-tuning")
+            raise RecipeError(f"recipe {self.name} has no [average]: no mean is taken")
         return self.average
 
     def with_chosen(self, margins: Margins) -> "Recipe":

@@ -31,6 +31,7 @@ from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import Say, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
+from training.given_weights import given_weights
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
 from training.recipe_network import require_fit
@@ -151,7 +152,7 @@ class Run:
         self.processes.first_does(lambda: require_fit(self.recipe.network, self.recipe.preprocess))
 
     def pretrain(self) -> nn.Module:
-        """Train the classifier, from scratch or on from a published network; or take that as it is.
+        """Train the classifier, from scratch or on from a network that there is; or take that as it is.
 
         Raises:
             RecipeError: the network does not take images of the recipe's size.
@@ -159,14 +160,18 @@ class Run:
         self._require_fit()
         recipe, folder = self.recipe, self.folder / PRETRAIN
         train_set, processes = self.sets.train, self.processes
-        if recipe.start is None:
+        if recipe.start is None and recipe.weights is None:
             return pretrain(recipe, train_set, folder, self.device, self.progress, processes)
-        network = processes.first_does(
-            lambda: start(recipe, train_set, self.start_stores, self._start_folder, self.device, self.say)
-        )
+        network = processes.first_does(self._begin)
         if recipe.pretrain is None:
             return network
         return pretrain(recipe, train_set, folder, self.device, self.progress, processes, network)
+
+    def _begin(self) -> nn.Module:
+        recipe, train_set, folder = self.recipe, self.sets.train, self._start_folder
+        if recipe.weights is not None:
+            return given_weights(recipe, train_set, self.data_dir, folder, self.say)
+        return start(recipe, train_set, self.start_stores, folder, self.device, self.say)
 
     def select(self) -> Choice:
         """Choose the margins by outliers made of held-out training images; no test set is read for it.
@@ -233,12 +238,14 @@ class Run:
         return calibrate(self.recipe.calibrate, scorer, self.sets.held_out, self.recipe.seed, folder, further)
 
     def evaluate(self) -> Evaluation:
-        """Measure the network beside the classifier it came from; write figures, tables and plot.
+        """Measure the network beside the classifier it came from, if it came from one; write figures, tables and plot.
 
         A network taken from a bundle is no such classifier; the figures of that one are in the bundle's manifest.
         """
         sets = self.sets.tests
-        untuned = None if self.recipe.start else score_sets(self._scorer(PRETRAIN), sets, self.say)
+        untuned = (
+            None if self.recipe.start or self._last == PRETRAIN else score_sets(self._scorer(PRETRAIN), sets, self.say)
+        )
         fine_tuned = score_sets(self._scorer(self._last), sets, self.say)
         result = evaluate(
             sets,
@@ -299,7 +306,9 @@ class Run:
     @property
     def _last(self) -> str:
         """The stage that ends in the network of the bundle."""
-        return AVERAGE if self.recipe.average else FINETUNE
+        if self.recipe.average:
+            return AVERAGE
+        return FINETUNE if self.recipe.finetune else PRETRAIN
 
     @property
     def _start_folder(self) -> Path:

@@ -27,6 +27,7 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
         "execution": recipe.execution.model_dump(),
         "pretrain": recipe.pretrain.model_dump() if recipe.pretrain else None,
         "start": recipe.start,
+        "weights": recipe.weights,
         "train": {"sha256": train_set.fingerprint, "images": len(train_set)},
     }
 
@@ -48,7 +49,7 @@ def pretrain(
         DivergedError: the loss is not finite.
     """
     if recipe.pretrain is None:
-        raise RecipeError(f"recipe {recipe.name} has no [pretrain]: it starts from {recipe.start}")
+        raise RecipeError(f"recipe {recipe.name} has no [pretrain]: it starts from {recipe.origin}")
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network) if start is None else start
     stage = Stage(

@@ -2,7 +2,7 @@
 
 import torch
 
-from model_store.manifest import NetworkSpec, PreprocessSpec, TorchvisionSpec
+from model_store.manifest import NetworkSpec, OnnxSpec, PreprocessSpec
 from model_store.networks import NormalisedNetwork, build_network
 from training.errors import RecipeError
 
@@ -13,14 +13,15 @@ def require_fit(spec: NetworkSpec, preprocess: PreprocessSpec) -> None:
     Raises:
         RecipeError: what the network says to them.
     """
+    if isinstance(spec, OnnxSpec):  # whose graph comes with the weights, and is not trained
+        return
     network = NormalisedNetwork(build_network(spec), preprocess).train()
     images = torch.zeros(2, preprocess.height, preprocess.width, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
             network(images)
     except Exception as err:  # every architecture has an error of its own
-        name = spec.name if isinstance(spec, TorchvisionSpec) else spec.kind
         raise RecipeError(
-            f"network {name} cannot be trained on images of {preprocess.height}x{preprocess.width} ({err}); take "
+            f"network {spec.title} cannot be trained on images of {preprocess.height}x{preprocess.width} ({err}); take "
             "another preprocess.height and preprocess.width, or another network"
         ) from err

@@ -167,8 +167,10 @@ def read_weights(folder: Path, network: nn.Module) -> None:
     require_finite(path, weights)
 
 
-def require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
+def require_finite(path: Path, weights: Mapping[str, Tensor], remedy: str | None = None) -> None:
     """Refuse weights with NaN or infinity in them: hours of training could only end in the same.
+
+    remedy: what to do then, where it is not to remove the folder that they lie in.
 
     Raises:
         WeightsError: the file, and the tensor that is not finite.
@@ -177,8 +179,8 @@ def require_finite(path: Path, weights: Mapping[str, Tensor]) -> None:
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise WeightsError(
-                f"{path}: {bad:,} of {tensor.numel():,} values of {name} are not finite; remove the folder "
-                f"{path.parent} to make it anew"
+                f"{path}: {bad:,} of {tensor.numel():,} values of {name} are not finite; "
+                f"{remedy or f'remove the folder {path.parent} to make it anew'}"
             )
 
 

@@ -37,10 +37,11 @@ class RunSets:
 
     @cached_property
     def outliers(self) -> ImageSet | None:
-        """The outliers, or None if they are made of the training images."""
-        if self.recipe.data.outliers_are_synthetic:
+        """The outliers, or None if there are none, or they are made of the training images."""
+        source = self.recipe.data.outliers
+        if source is None or self.recipe.data.outliers_are_synthetic:
             return None
-        outliers = self._load_in_each(self.recipe.data.outliers)
+        outliers = self._load_in_each(source)
         require_one_encoding([self.train, outliers])
         return outliers
 
@@ -70,9 +71,13 @@ class RunSets:
         if tests.test.classes != train.classes:
             raise DataError(f"{tests.test.name} has classes {tests.test.classes}; {train.name} has {train.classes}")
         ood = {f"ood {name}": image_set for name, image_set in tests.ood.items()}
-        # Synthetic outliers are recorded by what they are made of.
-        outliers = {SYNTHETIC_OUTLIERS: train} if self.outliers is None else {"outliers": self.outliers}
-        return {"train": train, "calibration": self.held_out} | outliers | {"test": tests.test} | ood
+        return {"train": train, "calibration": self.held_out} | self._outliers_by_role | {"test": tests.test} | ood
+
+    @property
+    def _outliers_by_role(self) -> dict[str, ImageSet]:
+        if self.recipe.data.outliers_are_synthetic:
+            return {SYNTHETIC_OUTLIERS: self.train}  # recorded by what they are made of
+        return {} if self.outliers is None else {"outliers": self.outliers}
 
     @cached_property
     def overlaps(self) -> dict[str, Overlap]:

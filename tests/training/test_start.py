@@ -238,14 +238,14 @@ def test_stage_that_the_recipe_does_not_have_is_refused(run: Run, averaged: Run,
     """Before any set is read: here there are none."""
     with pytest.raises(RecipeError, match=r"recipe mean has no \[finetune\]: it takes the mean of tiny@1, tiny@2"):
         replace(averaged, data_dir=tmp_path).finetune()
-    with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: it ends with the fine-tuning"):
+    with pytest.raises(RecipeError, match=r"recipe tiny has no \[average\]: no mean is taken"):
         replace(run, data_dir=tmp_path).average()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"average": None}, r"give \[finetune\], or \[average\]"),
+        ({"average": None}, r"the mean of bundles is no network before .*; give \[average\] or \[finetune\]"),
         ({"start": "tiny@1"}, r"\[average\] is of the bundles .* start is 'tiny@1': name two or more"),
     ],
 )
