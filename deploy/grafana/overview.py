@@ -77,7 +77,7 @@ NOW = (
     ),
     tile(
         "Truly OOD, at least",
-        "The lower end of its 95 % interval: above 0 it is more than chance in the last hour's images.",
+        "The lower end of its 95 % interval: above 0 it is more than chance, of images and of the calibration set.",
         'max(job_model:ood_share:interval_rate1h{bound="lower"})',
         unit=units.PercentUnit,
         steps=Steps(red=OOD_SHARE),

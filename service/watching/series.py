@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from model_store.manifest import Manifest
 from service.watching.class_counts import ClassCounts
 from service.watching.expectations import detection_rate, stated_rate
+from service.watching.share import false_flag_interval
 from service.watching.watch import Watch, WindowFacts
 
 DECISIONS = {False: "in_distribution", True: "ood"}
@@ -32,6 +33,9 @@ class WatchSeries:
             "decision",
         )
         self.alpha = gauge("ood_alpha", "The stated false-flag rate, k / (n + 1) of the verdict.")
+        self.false_flag_rate = gauge(
+            "ood_false_flag_rate", "What the true false-flag rate lies within, for 97.5 % of calibration sets.", "bound"
+        )
         self.detection_rate = gauge("ood_detection_rate", "The stated share of OOD images that is flagged.")
         self.window_images = gauge("ood_window_images", "Images in the window of the last ones.")
         self.flagged_ratio = gauge("ood_window_flagged_ratio", "Share of the window that is flagged.")
@@ -67,6 +71,10 @@ class ModelWatchSeries:
         self._shown = ClassCounts(len(classes.by_class))
         self._shown_shifts = 0
         series.alpha.labels(*self._labels).set(stated_rate(manifest))
+        calibration = manifest.calibrations[manifest.verdict]
+        interval = false_flag_interval(k=calibration.k, calibration_images=calibration.n)
+        for bound, rate in zip(("lower", "upper"), interval, strict=True):
+            series.false_flag_rate.labels(*self._labels, bound).set(rate)
         series.cusum_limit.labels(*self._labels).set(watch.cusum.limit)
         stated = detection_rate(manifest)
         if stated is not None:

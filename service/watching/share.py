@@ -23,6 +23,12 @@ def clopper_pearson(flagged: int, images: int, doubt: float) -> tuple[float, flo
     return lower, upper
 
 
+def false_flag_interval(*, k: int, calibration_images: int) -> tuple[float, float]:
+    """Return what the false-flag rate lies within for all but DOUBT / 2 of calibration sets: Beta(k, n + 1 - k)."""
+    shape = (k, calibration_images + 1 - k)
+    return beta.quantile(DOUBT / 4, *shape), beta.quantile(1 - DOUBT / 4, *shape)
+
+
 class ShareEstimator:
     """Solves `flag rate = (1 - share) false_flag_rate + share detection_rate` for the share.
 
@@ -34,9 +40,7 @@ class ShareEstimator:
     def __init__(self, *, k: int, calibration_images: int, detection_rate: float) -> None:
         """Make it of a calibration's k and n, and the share of OOD images that is flagged, in [0, 1]."""
         self._false_flags = k / (calibration_images + 1)
-        shape = (k, calibration_images + 1 - k)
-        self._fewest = beta.quantile(DOUBT / 4, *shape)
-        self._most = beta.quantile(1 - DOUBT / 4, *shape)
+        self._fewest, self._most = false_flag_interval(k=k, calibration_images=calibration_images)
         self._detection_rate = detection_rate
 
     @property

@@ -114,6 +114,9 @@ def test_before_the_first_image_nothing_is_known(fresh: Running) -> None:
     for name in ("ood_window_images", "ood_window_ks_distance", "ood_cusum", "ood_shift", "ood_shifts_total"):
         assert exposed[f"{name}{{{labels}}}"] == 0
     assert exposed[f"ood_alpha{{{labels}}}"] == K / (N + 1)
+    for bound, probability in (("lower", 0.0125), ("upper", 0.9875)):
+        rate = stats.beta.ppf(probability, K, N + 1 - K)
+        assert exposed[f'ood_false_flag_rate{{bound="{bound}",{labels}}}'] == pytest.approx(rate)
     assert exposed['ood_p_value_uniform{le="0.05"}'] == 0.05
 
 
