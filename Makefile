@@ -44,8 +44,9 @@ observe: $(INSTALLED)  ## Try the alarms: server, Prometheus, Alertmanager under
 dashboards: $(INSTALLED)  ## Write Grafana's dashboards anew from their code
 	$(BIN)/python -m deploy.grafana.generate
 
-rules: $(INSTALLED)  ## Write the manifest of the alerts anew from their rules
+rules: $(INSTALLED)  ## Write the alerts' manifest and the runbook's page anew from the rules and the runbook
 	$(BIN)/python -m deploy.prometheus_rule
+	$(BIN)/python -m deploy.runbook_page
 
 image:  ## Build the image, run it, print its size and start time: docs/deployment.md
 	deploy/build_image.sh

@@ -77,7 +77,8 @@ def where_to_look(stack: Stack, sent: str) -> str:
             f"  Alertmanager   amtool alert --alertmanager.url={stack.alertmanager}",
             f"  logs           {stack.folder}",
             f"  flagged images ood-serve review {stack.folder / CAPTURED} --out flagged.html",
-            "what an alert means: deploy/runbook.md; dashboards for Grafana: deploy/grafana/dashboards; Ctrl-C ends it",
+            f"  runbook        {stack.prometheus}/user/runbook.html",
+            "dashboards for Grafana: deploy/grafana/dashboards; Ctrl-C ends it",
         )
     )
 

@@ -13,6 +13,7 @@ from deploy.programs import find, require_free, running
 
 HERE = Path(__file__).parent
 RULES = HERE / "prometheus" / "rules"
+USER_ASSETS = HERE / "prometheus" / "user"
 ALERTMANAGER_CONFIG = HERE / "alertmanager" / "alertmanager.yml"
 LOOPBACK = "127.0.0.1"
 
@@ -75,6 +76,8 @@ def running_stack(folder: Path, ports: Ports, *, interval_s: int, settings: Mapp
                 f"--config.file={config}",
                 f"--storage.tsdb.path={folder / 'prometheus-data'}",
                 f"--web.listen-address={LOOPBACK}:{ports.prometheus}",
+                f"--web.external-url={url['prometheus']}",
+                f"--web.user-assets={USER_ASSETS}",
             ],
             "/-/ready",
         ),

@@ -91,6 +91,13 @@ def test_links_in_alerts_lead_to_the_published_port(name: str) -> None:
     assert flag == f"--web.external-url=http://{published.rpartition(':')[0]}/"
 
 
+def test_prometheus_serves_the_runbook() -> None:
+    (flag,) = [flag for flag in SERVICES["prometheus"]["command"] if flag.startswith("--web.user-assets=")]
+    ((source, target),) = [mount[:2] for mount in volumes("prometheus") if mount[0].startswith(".")]
+    served = Path(flag.partition("=")[2]).relative_to(target)
+    assert (FILE.parent / source / served / "runbook.html").is_file()
+
+
 def test_capture_is_a_file_of_its_own_with_a_volume_that_the_server_may_write_to() -> None:
     """A new volume begins with the folder of the image that it is mounted on, its owner included."""
     capture = yaml.safe_load(CAPTURE_FILE.read_text())

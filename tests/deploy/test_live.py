@@ -38,12 +38,16 @@ SHIFTS = {"half": "between", "some": "after"}
 
 @dataclass(frozen=True)
 class Story:
-    """What was seen of each phase: when it began, s since 1970, the alerts at its end, the share that was flagged."""
+    """What was seen of each phase: when it began, s since 1970, the alerts at its end, the share that was flagged.
+
+    And the links to the runbook that alerts bore when they were notified.
+    """
 
     stack: Stack
     began: dict[str, float]
     notified: dict[str, list[str]]
     flagged: dict[str, float]
+    links: set[str]
 
 
 def _full_pools(image_sets: Path) -> Pools:
@@ -72,7 +76,7 @@ def story(
         ("after", 0.0, [], 0),
     )
     with running_stack(folder, ports, interval_s=INTERVAL_S, settings=settings) as stack:
-        began, seen, flagged = {}, {}, {}
+        began, seen, flagged, links = {}, {}, {}, set()
         for seed, (phase, ood_share, awaited, least_images) in enumerate(phases):
             began[phase] = time.time()
             with replaying(stack.service, mixed(pools, ood_share, seed), IMAGES_PER_S) as sent:
@@ -87,9 +91,11 @@ def story(
                     time.sleep(0.1)
             assert not sent.failures, sent.last_failure
             seen[phase] = notified(stack.alertmanager)
+            told = httpx.get(f"{stack.alertmanager}/api/v2/alerts").raise_for_status().json()
+            links |= {alert["annotations"]["runbook_url"] for alert in told}
             flagged[phase] = sent.flagged / sent.images
         began["end"] = time.time()
-        yield Story(stack, began, seen, flagged)
+        yield Story(stack, began, seen, flagged, links)
 
 
 def _get(story: Story, path: str, **parameters: str | float) -> Any:
@@ -119,6 +125,15 @@ def test_the_alert_on_the_flag_rate_fires_and_clears(story: Story, record_proper
         )
     assert min(at for at, _ in points) > story.began["half"]
     record_property("ran", f"OodRateChanged at {IMAGES_PER_S:g} images/s, flagged {story.flagged}: {'; '.join(told)}")
+
+
+def test_an_alert_links_to_its_entry_of_the_runbook(story: Story) -> None:
+    links = [link.partition("#") for link in story.links]
+    assert "oodratechanged" in {entry for _, _, entry in links}
+    for url, _, entry in links:
+        page = httpx.get(url).raise_for_status()
+        assert page.headers["content-type"].startswith("text/html")
+        assert f'<h2 id="{entry}">' in page.text
 
 
 def test_images_in_distribution_are_flagged_as_often_as_stated(story: Story) -> None:

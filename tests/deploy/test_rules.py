@@ -8,6 +8,7 @@ import pytest
 import yaml
 from rules import DEPLOY, PROMETHEUS, RULE_FILES, TEST_FILES, alert_names, dashboard_queries, rules, series_of
 
+from deploy.runbook_page import PAGE, generate
 from deploy.stack import ALERTMANAGER_CONFIG, Ports, write_config
 from service.capture.record import DROP_REASONS
 from service.settings import Settings
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 METRICS_PAGE = (ROOT / "docs" / "metrics.md").read_text()
 MONITORING_PAGE = (ROOT / "docs" / "monitoring.md").read_text()
 RUNBOOK = (DEPLOY / "runbook.md").read_text()
+RUNBOOK_URL = '{{ or $externalLabels.runbook (print $externalURL "/user/runbook.html") }}'
 ENTRIES = re.findall(r"^## (Ood\w+)$", RUNBOOK, re.MULTILINE)
 
 
@@ -55,7 +57,17 @@ def test_alerts_and_runbook_are_of_one_mind() -> None:
     for rule in rules("alert"):
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
-        assert rule["annotations"]["runbook_url"] == f"deploy/runbook.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == f"{RUNBOOK_URL}#{rule['alert'].lower()}"
+
+
+def test_the_runbooks_page_is_the_runbook_with_an_anchor_for_each_alert() -> None:
+    page = PAGE.read_text()
+    assert page == generate()
+    assert {name.lower() for name in alert_names()} == set(re.findall(r'<h2 id="(.*?)">', page))
+    assert re.findall(r'(?:href|src)="(?!https?:)', page) == []  # beside it is nothing that it could lead to
+    files = re.findall(r"<code>((?:deploy|docs)/.*?)</code>", page)
+    assert len(files) == len(re.findall(r"\]\((?!https?:)", RUNBOOK))
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_runbook_entries_have_the_same_parts() -> None:
