@@ -14,10 +14,10 @@ ALERTMANAGER_PORT ?= 9093
 SHARE ?= 0.2
 IMAGES_PER_S ?= 20
 
-.PHONY: help install serve observe dashboards rules image test test-slow bench paper check format results clean
+.PHONY: help install serve observe dashboards rules screenshots image test test-slow bench paper check format results clean
 
 help:  ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## Set up .venv with all that development needs
 
@@ -47,6 +47,9 @@ dashboards: $(INSTALLED)  ## Write Grafana's dashboards anew from their code
 rules: $(INSTALLED)  ## Write the alerts' manifest and the runbook's page anew from the rules and the runbook
 	$(BIN)/python -m deploy.prometheus_rule
 	$(BIN)/python -m deploy.runbook_page
+
+screenshots: $(INSTALLED)  ## Picture the page anew for its documentation: docs/images; needs Chromium
+	$(BIN)/python -m deploy.screenshots --port $(PORT)
 
 image:  ## Build the image, run it, print its size and start time: docs/deployment.md
 	deploy/build_image.sh
