@@ -5,11 +5,13 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -19,16 +21,21 @@ from torch import Tensor
 from model_store import images
 from model_store.errors import ImageError
 from model_store.manifest import PreprocessSpec
-from training import encode
+from training import encode, npy
 from training.errors import DataError
 from training.torchvision_sets import TORCHVISION, download_command, locate_torchvision, open_torchvision
 
 RESIDENT_BYTES = 4 * 2**30
-"""A larger folder is decoded into a temporary file, memory-mapped, and streamed from there."""
+"""Pixels of a set that take more are held in a temporary file, memory-mapped."""
+AT_ONCE = 256
+"""Images that are decoded or re-encoded ahead of the one that is stored."""
 NO_IMAGE_SUFFIXES = frozenset(
     {".csv", ".db", ".ini", ".json", ".jsonl", ".md", ".parquet", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 )
 """Of what people, cameras and systems leave beside images; every other file is read, by its content."""
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -228,8 +235,7 @@ class PlacedImages:
 def _read_torchvision(source: str, data_dir: Path, preprocess: PreprocessSpec) -> _Read:
     opened = open_torchvision(source, data_dir)
     if opened.pixels is not None:
-        pixels = _fit_all(opened.pixels, preprocess)
-        fitted = 0 if pixels is opened.pixels else len(pixels)
+        pixels, fitted = _fit_all(opened.pixels, opened.pixels.shape, preprocess)
         return _Read(pixels, opened.labels, opened.classes, opened.encoding, fitted)
     pixels, _, fitted = _decode_files(opened.files, preprocess)
     return _Read(pixels, opened.labels, opened.classes, opened.encoding, fitted, opened.files)
@@ -238,36 +244,55 @@ def _read_torchvision(source: str, data_dir: Path, preprocess: PreprocessSpec) -
 def _read_npz(path: Path, preprocess: PreprocessSpec) -> _Read:
     """Read `images` uint8 (N, H, W, 3), and if there, `labels`, `classes` and `encoding` ("lossless" otherwise)."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            pixels = archive["images"]
-            labels = archive["labels"] if "labels" in archive else np.zeros(len(pixels), np.int64)
-            names = archive.get("classes")
-            encoding = str(archive["encoding"]) if "encoding" in archive else "lossless"
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _read_arrays(path, arrays, arrays.zip, preprocess)
+    except DataError:
+        raise
     except Exception as err:  # of zipfile, zlib and numpy's parser of headers; a dozen types, no list is complete
         raise DataError(f"{path} cannot be read as an .npz with an array `images`: {err}") from err
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape[1:]:
-        raise DataError(
-            f"{path}: images are {pixels.dtype} {pixels.shape}; expected uint8 (N, H, W, 3) of at least a pixel each"
-        )
-    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected integers ({len(pixels)},)")
-    if names is None:
-        names = np.arange(int(labels.max(initial=0)) + 1)
+
+
+def _read_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], archive: ZipFile, preprocess: PreprocessSpec) -> _Read:
+    stored = archive.getinfo("images" if "images" in archive.namelist() else "images.npy")
+    with archive.open(stored.filename) as file:
+        header = npy.read_header(file)
+        shape = header.shape
+        if header.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
+            raise DataError(
+                f"{path}: images are {header.dtype} {shape}; expected uint8 (N, H, W, 3) of at least a pixel each"
+            )
+        if math.prod(shape) > stored.file_size:
+            raise ValueError(f"{stored.file_size:,} bytes are too few for images {shape}")
+        labels, classes = _read_labels(path, arrays, shape[0])
+        encoding = str(arrays["encoding"]) if "encoding" in arrays else "lossless"
+        rows = npy.read_rows(file, shape)
+        if header.fortran_order:
+            rows = npy.fortran_rows(_store(rows, shape), shape)
+        pixels, fitted = _fit_all(rows, shape, preprocess)
+    return _Read(pixels, labels, classes, encoding, fitted)
+
+
+def _read_labels(path: Path, arrays: Mapping[str, NDArray[Any]], count: int) -> tuple[NDArray[np.int64], list[str]]:
+    """Return labels and classes of `count` images: class 0 without labels, numbers without names."""
+    labels = arrays["labels"] if "labels" in arrays else np.zeros(count, np.int64)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; expected integers ({count},)")
+    names = arrays["classes"] if "classes" in arrays else np.arange(int(labels.max(initial=0)) + 1)
     if names.ndim != 1:
         raise DataError(f"{path}: classes are {names.dtype} {names.shape}; expected names (K,)")
     classes = [str(name) for name in names]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels span {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}")
-    fitted = _fit_all(pixels, preprocess)
-    return _Read(fitted, labels.astype(np.int64), classes, encoding, len(pixels) if fitted is not pixels else 0)
+    return labels.astype(np.int64), classes
 
 
-def _fit_all(pixels: NDArray[np.uint8], preprocess: PreprocessSpec) -> NDArray[np.uint8]:
-    """Fit a stack of decoded images uint8 (N, H, W, 3) to (N, height, width, 3); itself if it has that size."""
-    if pixels.shape[1:3] == (preprocess.height, preprocess.width):
-        return pixels
-    fitted = [images.fit(image, preprocess) for image in pixels]
-    return np.stack(fitted) if fitted else np.empty((0, preprocess.height, preprocess.width, 3), np.uint8)
+def _fit_all(
+    rows: Iterable[NDArray[np.uint8]], shape: tuple[int, ...], preprocess: PreprocessSpec
+) -> tuple[NDArray[np.uint8], int]:
+    """Store images of `shape` (N, H, W, 3) as (N, height, width, 3); and return how many had another size."""
+    size = preprocess.height, preprocess.width
+    pixels = _store((images.fit(image, preprocess) for image in rows), (shape[0], *size, 3))
+    return pixels, 0 if shape[1:3] == size else shape[0]
 
 
 def _read_folder(folder: Path, preprocess: PreprocessSpec) -> _Read:
@@ -292,12 +317,11 @@ def _decode_files(paths: Sequence[Path], preprocess: PreprocessSpec) -> tuple[ND
     pixels = _allocate((len(paths), preprocess.height, preprocess.width, 3))
     encodings: set[str] = set()
     fitted = 0
-    with ThreadPoolExecutor() as pool:
-        read = pool.map(lambda path: _read_file(path, preprocess), paths)
-        for row, (image, was_fitted, encoding) in enumerate(read):
-            pixels[row] = image
-            fitted += was_fitted
-            encodings.add(encoding)
+    read = _in_threads(lambda path: _read_file(path, preprocess), paths)
+    for row, (image, was_fitted, encoding) in enumerate(read):
+        pixels[row] = image
+        fitted += was_fitted
+        encodings.add(encoding)
     return pixels, encodings, fitted
 
 
@@ -316,11 +340,39 @@ def _refuse(err: OSError) -> NoReturn:
     raise DataError(f"{err.filename} cannot be read: {err.strerror}") from err
 
 
+def _store(rows: Iterable[NDArray[np.uint8]], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Keep shape[0] arrays uint8 of shape[1:], one as soon as it comes, where `_allocate` puts them."""
+    pixels = _allocate(shape)
+    for at, row in enumerate(rows):
+        pixels[at] = row
+    return pixels
+
+
 def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    if math.prod(shape) <= RESIDENT_BYTES:
+    """Return an array to be filled, in memory, or beyond RESIDENT_BYTES a map of a temporary file.
+
+    Raises:
+        DataError: the disk has no room for the file.
+    """
+    size = math.prod(shape)
+    if size <= RESIDENT_BYTES:
         return np.empty(shape, np.uint8)
     with tempfile.TemporaryFile() as file:  # without a name; its space is free again when the map is gone
-        return np.memmap(file, np.uint8, mode="w+", shape=shape)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # to write to a map for which the disk has no room is fatal
+        except OSError as err:
+            raise DataError(
+                f"{tempfile.gettempdir()} has no room for {size:,} bytes of pixels: {err.strerror}; set TMPDIR"
+            ) from err
+        return np.memmap(file, np.uint8, mode="r+", shape=shape)
+
+
+def _in_threads(make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
+    """Yield what is made of each, in order; AT_ONCE at a time, or what is made faster than taken fills the memory."""
+    remaining = iter(given)
+    with ThreadPoolExecutor() as pool:
+        while some := list(islice(remaining, AT_ONCE)):
+            yield from pool.map(make, some)
 
 
 def _read_file(path: Path, preprocess: PreprocessSpec) -> tuple[NDArray[np.uint8], bool, str]:
@@ -335,8 +387,7 @@ def _reencode(pixels: NDArray[np.uint8], quality: int, preprocess: PreprocessSpe
     def through_jpeg(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return images.load(encode.jpeg(image, quality), preprocess)
 
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(through_jpeg, pixels)))
+    return _store(_in_threads(through_jpeg, pixels), pixels.shape)
 
 
 def _fingerprint(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:

@@ -112,7 +112,7 @@ def _open(source: str, data_dir: Path) -> Any | None:
 
 def _pixels(dataset: Any) -> NDArray[np.uint8]:
     data: NDArray[np.uint8] = dataset.data
-    return data if data.shape[3] == 3 else np.ascontiguousarray(data.transpose(0, 2, 3, 1))
+    return data if data.shape[3] == 3 else data.transpose(0, 2, 3, 1)
 
 
 def _labels(dataset: Any) -> NDArray[np.int64]:

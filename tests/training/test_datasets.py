@@ -1,7 +1,9 @@
 import io
 import pickle
+import resource
 import shutil
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from scipy.io import savemat
 
 from model_store import images
 from model_store.manifest import PreprocessSpec
+from training import encode
 from training.datasets import (
     ImageSet,
     PlacedImages,
@@ -441,6 +444,127 @@ def test_large_folder_is_streamed_from_a_memory_map(
     index = torch.tensor([3, 149, 0])
     np.testing.assert_array_equal(placed.take(index).numpy(), expected.images[index.numpy()])
     assert {path.name for path in tmp_path.iterdir()} == {"train"}
+
+
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every set held in a memory map, and rows in Fortran order put right a few at a time."""
+    monkeypatch.setattr("training.datasets.RESIDENT_BYTES", 1000)
+    monkeypatch.setattr("training.npy.BLOCK_BYTES", 2**18)
+
+
+MANY = 4000
+FORMS = {
+    "stored": lambda path, images: np.savez(path, images=images),
+    "compressed": lambda path, images: np.savez_compressed(path, images=images),
+    "in Fortran order": lambda path, images: np.savez(path, images=np.asfortranarray(images)),
+    "in Fortran order, compressed": lambda path, images: np.savez_compressed(path, images=np.asfortranarray(images)),
+}
+
+
+def _smooth(count: int, height: int, width: int) -> np.ndarray:
+    """Return images uint8 (count, height, width, 3), no two alike nor symmetric, which zip and JPEG make small."""
+    start = np.random.default_rng(0).integers(0, 256, (count, 1, 1, 3))
+    return (start + 3 * np.arange(height)[:, None, None] + np.arange(width)[:, None]).astype(np.uint8)
+
+
+def _peak_bytes(load: Callable[[], ImageSet]) -> tuple[ImageSet, int]:
+    """Return a set and the most bytes that Python and numpy had allocated at once for it; maps are not counted."""
+    tracemalloc.start()
+    try:
+        return load(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_large_npz_is_streamed_into_a_memory_map(
+    tmp_path: Path, preprocess: PreprocessSpec, mapped: None, form: str, size: tuple[int, int]
+) -> None:
+    stored = _smooth(MANY, *size)
+    FORMS[form](tmp_path / "large.npz", stored)
+    loaded, peak_bytes = _peak_bytes(lambda: load_set("large", tmp_path, preprocess, None))
+    assert isinstance(loaded.pixels, np.memmap)
+    assert peak_bytes < 1e6 < stored.nbytes / 12
+    assert loaded.fitted == (0 if size == (32, 32) else MANY)
+    np.testing.assert_array_equal(loaded.pixels, [images.fit(image, preprocess) for image in stored])
+    assert {path.name for path in tmp_path.iterdir()} == {"large.npz"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_npz_is_one_set_whether_it_is_held_in_memory_or_mapped(
+    tmp_path: Path, preprocess: PreprocessSpec, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    stored = _smooth(50, 32, 32)
+    FORMS[form](tmp_path / "set.npz", stored)
+    in_memory = load_set("set", tmp_path, preprocess, None)
+    assert not isinstance(in_memory.pixels, np.memmap)
+    np.testing.assert_array_equal(in_memory.pixels, stored)
+    monkeypatch.setattr("training.datasets.RESIDENT_BYTES", stored.nbytes - 1)
+    mapped = load_set("set", tmp_path, preprocess, None)
+    assert isinstance(mapped.pixels, np.memmap)
+    assert mapped.fingerprint == in_memory.fingerprint
+
+
+def test_large_set_is_re_encoded_into_a_memory_map(tmp_path: Path, preprocess: PreprocessSpec, mapped: None) -> None:
+    stored = _smooth(MANY, 32, 32)
+    np.savez(tmp_path / "large.npz", images=stored)
+    loaded, peak_bytes = _peak_bytes(lambda: load_set("large", tmp_path, preprocess, 80))
+    assert isinstance(loaded.pixels, np.memmap)
+    assert peak_bytes < 2.5e6 < stored.nbytes / 4
+    expected = [images.load(encode.jpeg(image, 80), preprocess) for image in stored]
+    np.testing.assert_array_equal(loaded.pixels, expected)
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("damage", "said"), [(_cut, "not a zip file|pickle"), (_flipped, "CRC|decompressing")])
+def test_damaged_npz_is_refused_while_it_is_streamed(
+    tmp_path: Path,
+    preprocess: PreprocessSpec,
+    mapped: None,
+    form: str,
+    damage: Callable[[bytes], bytes],
+    said: str,
+) -> None:
+    path = tmp_path / "large.npz"
+    FORMS[form](path, _smooth(50, 32, 32))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=f"^{path} cannot be read as an .npz with an array `images`: .*({said})"):
+        load_set("large", tmp_path, preprocess, None)
+
+
+def test_npz_with_fewer_bytes_than_images_is_refused(tmp_path: Path, preprocess: PreprocessSpec, mapped: None) -> None:
+    """By what its directory says, or if that lies as well, where the data end."""
+    path = tmp_path / "large.npz"
+    content = _zipped(_array("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 32, 32, 3), }\n") + bytes(6000))
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"^{path} .* 6,078 bytes are too few for images \(2, 32, 32, 3\)"):
+        load_set("large", tmp_path, preprocess, None)
+    sizes = content.index(b"PK\x01\x02") + 20
+    path.write_bytes(content[:sizes] + struct.pack("<II", 9000, 9000) + content[sizes + 8 :])
+    with pytest.raises(DataError, match=f"^{path} cannot be read as an .npz with an array `images`"):
+        load_set("large", tmp_path, preprocess, None)
+
+
+def test_map_that_the_disk_has_no_room_for_is_refused(tmp_path: Path, preprocess: PreprocessSpec, mapped: None) -> None:
+    np.savez_compressed(tmp_path / "large.npz", images=np.zeros((100, 32, 32, 3), np.uint8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"has no room for 307,200 bytes of pixels: File too large; set TMPDIR"):
+            load_set("large", tmp_path, preprocess, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_validation_images_are_held_out_besides_the_calibration_images(train_set: ImageSet) -> None:
