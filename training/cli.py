@@ -4,7 +4,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.config import read_recipe
 from training.datasets import how_to_get, locate
-from training.distributed import ALONE, joined, own_device, tells
+from training.distributed import ALONE, joined, own_device, require_alone, tells
 from training.errors import TrainingError
 from training.evaluate import Say
 from training.onnx_import import read_onnx
@@ -214,6 +214,7 @@ def optimise(
 
     The bundle is looked for in the store, then among those that ship; the sets must be those that it was made of.
     """
+    require_alone("optimize")
     target = Target(runtime, precision)
     chosen = _device(device or ("cpu" if runtime == "openvino" else None))
     if runtime == "openvino" and chosen.type != "cpu":
@@ -222,7 +223,7 @@ def optimise(
     manifest = source.manifest
     folder = run_folder or Path("runs") / f"{manifest.name}@{manifest.version}-{runtime}-{precision}"
     require_writable(store / manifest.name)
-    with exclusive(folder), ConsoleProgress(console) as progress:
+    with exclusive(folder), ConsoleProgress(console) as progress, _interruptible(lambda: "nothing was published"):
         sets = RunSets(recipe_of(source), data, progress.say, ALONE)
         draft = Optimiser(source, sets, target, chosen, folder, progress.say).draft(allow_flips)
         with writing(store):
@@ -247,11 +248,13 @@ def reproduce(
 
     Every result is written as it is made: results.json, and at the end report.md with figures.
     """
+    require_alone("reproduce")
     names = [name for given in only or () for name in given.split(",")]
     sizes, benchmark = read_size(size), read_benchmark()
     chosen, wanted = _device(device), read_only(names, sizes, benchmark)
     command = shlex.join(["ood-train", *sys.argv[1:]])
-    with exclusive(out), ConsoleProgress(console) as progress:
+    kept = f"what was finished is in {out}; run the same command to go on"
+    with exclusive(out), ConsoleProgress(console) as progress, _interruptible(lambda: kept):
         Reproduction(benchmark, sizes, wanted, data, out, command, chosen, progress, progress.say).all()
         write_report(out, progress.say)
     typer.echo(out / REPORT)
@@ -327,13 +330,20 @@ def _opened(
             shown = stack.enter_context(ConsoleProgress(console))
             progress, say = shown, shown.say
         opened = Run(recipe, data, folder, own, progress, say, stores, processes)
-        try:
+        with _interruptible(opened.kept):
             yield opened
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end this in a traceback
-            if processes.is_first:
-                console.print(f"interrupted: {opened.kept()}", highlight=False)
-            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _interruptible(kept: Callable[[], str]) -> Iterator[None]:
+    """End on Ctrl-C with a line on what is kept, said by the first process alone."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end this in a traceback
+        if tells():
+            console.print(f"interrupted: {kept()}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

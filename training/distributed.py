@@ -184,6 +184,19 @@ def tells() -> bool:
     return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
 
 
+def require_alone(command: str) -> None:
+    """Refuse torchrun for a command whose trainings do not share their batches.
+
+    Raises:
+        TrainingError: it started several processes.
+    """
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise TrainingError(
+            f"ood-train {command} runs in one process, and torchrun started {os.environ['WORLD_SIZE']}; run it without "
+            "torchrun, with --device where there are several GPUs"
+        )
+
+
 @contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started; without torchrun this one is alone."""

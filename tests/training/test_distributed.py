@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,16 @@ def test_torchrun_command_is_interrupted_and_resumed(image_sets: Path, tmp_path:
     assert "pretrain epoch 1/2" not in finished.stderr
     assert finished.stderr.count("pretrain epoch 2/2") == 1
     assert (tmp_path / "runs/short/evaluate/evaluation.json").exists()
+
+
+@pytest.mark.parametrize("command", [("reproduce", "--out", "out"), ("optimize", "cifar10", "--precision", "bfloat16")])
+def test_command_of_one_process_refuses_torchrun(
+    command: tuple[str, ...],
+    ood_train: Callable[..., subprocess.CompletedProcess[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    done = ood_train(*command)
+    assert done.returncode == 1
+    assert f"ood-train {command[0]} runs in one process, and torchrun started 2" in done.stderr

@@ -229,7 +229,10 @@ def test_choices_are_the_same_without_any_test_set(
     chosen = results.choices["cifar10"]
     odin = validation.odin()
     assert f"T={odin.temperature:g} eps={odin.epsilon:g}" == chosen["odin"].chosen
+    assert f"eps={validation.mahalanobis().epsilon:g}" == chosen["mahalanobis"].chosen
     assert validation.score("classifier", None) == chosen["score-classifier"].chosen
+    margins = validation.margins()
+    assert f"m_in={margins.margin_in:g} m_out={margins.margin_out:g}" in chosen["margins"].chosen
 
 
 def test_without_a_network_of_its_own_validation_chooses_on_the_one_that_is_shown(
@@ -250,6 +253,25 @@ def test_without_a_network_of_its_own_validation_chooses_on_the_one_that_is_show
     assert (ours / "seed-0" / weights).read_bytes() == (apart / "validation" / weights).read_bytes()
     assert found.in_distribution["cifar10"].train.images == 0.8 * results.in_distribution["cifar10"].train.images
     assert "none of which was trained on the 20 % of the training images held out" in report(found, tmp_path)
+
+
+def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*OOD_TRAIN, "reproduce", "--size", "tests", "--data", image_sets, "--out", "out"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Not ignored, as it is in what a shell runs in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        assert any("pretrain epoch 1" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "interrupted: what was finished is in out; run the same command to go on" in said
+    assert "Traceback" not in said
 
 
 def test_finished_run_repeats_nothing(

@@ -166,7 +166,7 @@ def by_set(subject: Subject) -> str:
     for method, title in subject.titles.items():
         found = {name: [row for row in subject.rows if row.method == method and row.ood_set == name] for name in names}
         rows.append([title, *(_with_interval(of_set) for of_set in found.values())])
-    return table(["FPR95, %", *subject.far, *(f"{name} (near)" for name in subject.near)], rows)
+    return table(["FPR95, %", *_set_names(subject)], rows)
 
 
 def scores_of_networks(subject: Subject) -> str:
@@ -188,8 +188,8 @@ def scores_of_networks(subject: Subject) -> str:
 def temperatures(subject: Subject) -> str:
     """Return FPR95 of the classifier's negative energy by temperature: Fig. 4a in figures."""
     values = [t for t in subject.size.temperature.temperatures if subject.has(temperature_method(t))]
-    rows = [[f"{t:g}", *_by_far_set(subject, temperature_method(t))] for t in values]
-    return table(["T", "**mean**", *subject.far], rows) if rows else ""
+    rows = [[f"{t:g}", *_mean_and_sets(subject, temperature_method(t))] for t in values]
+    return table(["T", "**mean**", *_set_names(subject)], rows) if rows else ""
 
 
 def margins(subject: Subject) -> str:
@@ -199,13 +199,13 @@ def margins(subject: Subject) -> str:
         [
             f"{pair.margin_in:g}",
             f"{pair.margin_out:g}",
-            *_by_far_set(subject, name),
+            *_mean_and_sets(subject, name),
             subject.cell(name, subject.far, "test_error"),
         ]
         for pair, name in methods
         if subject.has(name)
     ]
-    return table(["m_in", "m_out", "**mean**", *subject.far, "error"], rows) if rows else ""
+    return table(["m_in", "m_out", "**mean**", *_set_names(subject), "error"], rows) if rows else ""
 
 
 def choices(subject: Subject, results: Results) -> str:
@@ -268,8 +268,14 @@ def _far_and_near(subject: Subject, method: str) -> str:
     return " / ".join(filter(None, (subject.cell(method, sets, "fpr95") for sets in (subject.far, subject.near))))
 
 
-def _by_far_set(subject: Subject, method: str) -> list[str]:
-    return [subject.cell(method, sets, "fpr95") for sets in (subject.far, *((name,) for name in subject.far))]
+def _mean_and_sets(subject: Subject, method: str) -> list[str]:
+    """Return FPR95 as the mean of the far sets, of each of them, and of each near one."""
+    each = ((name,) for name in (*subject.far, *subject.near))
+    return [subject.cell(method, sets, "fpr95") for sets in (subject.far, *each)]
+
+
+def _set_names(subject: Subject) -> list[str]:
+    return [*subject.far, *(f"{name} (near)" for name in subject.near)]
 
 
 def _with_interval(rows: Sequence[Row]) -> str:
