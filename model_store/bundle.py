@@ -187,8 +187,7 @@ def load_bundle(
             which it became.
         device: CUDA where there is one by default. OpenVINO runs on the CPU.
         cache_dir: where OpenVINO's conversion is kept; by default it is made anew at every load, in seconds.
-        threads: how many CPU threads compute; the runtime's own number by default. For PyTorch it holds for the whole
-            process.
+        threads: how many CPU threads compute the network; the runtime's own number by default.
 
     Raises:
         RuntimeUnavailableError: the runtime cannot be had here, or not in the bundle's precision.

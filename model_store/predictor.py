@@ -15,6 +15,7 @@ from model_store.networks import NetworkOutput
 from model_store.runtimes import Runtime
 from model_store.score_specs import ScoreName
 from model_store.scores import OnePassScore
+from model_store.threads import FOR_SCORES, torch_threads
 
 BATCH_SIZE = 256
 """Longer arrays are scored in pieces; enough to fill a device, little memory."""
@@ -76,6 +77,7 @@ class CalibratedScore:
     calibration_scores: NDArray[np.float32]
     threshold: np.float32
 
+    @torch_threads(FOR_SCORES)
     def judge(self, output: NetworkOutput) -> ScoreVerdicts:
         """Score N images and judge them: is_ood == (value <= threshold) == (p_value <= k / (n + 1)).
 
@@ -118,13 +120,15 @@ class Scorer:
             FloatingPointError: logits or features are not finite, so no verdict can be given.
         """
         output = self.runtime.finish(ticket)
-        for name, tensor in output._asdict().items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise FloatingPointError(
-                    f"{self.runtime.name} returned {name} that are not finite; the weights are damaged"
-                )
-        return self.from_output(output)
+        with torch_threads(FOR_SCORES):
+            for name, tensor in output._asdict().items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise FloatingPointError(
+                        f"{self.runtime.name} returned {name} that are not finite; the weights are damaged"
+                    )
+            return self.from_output(output)
 
+    @torch_threads(FOR_SCORES)
     def from_output(self, output: NetworkOutput) -> Scores:
         """Score logits and features that are on the host."""
         return Scores(

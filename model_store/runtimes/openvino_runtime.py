@@ -10,6 +10,7 @@ from model_store.errors import RuntimeUnavailableError
 from model_store.networks import NetworkOutput
 from model_store.runtimes.openvino_ir import OpenVinoIr, features_only, import_openvino, read_model
 from model_store.scores.score import Head
+from model_store.threads import FOR_SCORES, torch_threads
 
 # LATENCY puts all cores on one batch: measured on two cores with batches of 1, 8 and 64, THROUGHPUT ran at 0.6 of
 # it, and gained nothing from two half batches at once. Nor did a graph of fixed batch size over this dynamic one,
@@ -78,7 +79,8 @@ class LowPrecisionOpenVinoRuntime:
         """Run the forward pass over uint8 (N, H, W, 3), N >= 1, here and now."""
         (found,) = self._request.infer(images, share_inputs=True, share_outputs=False).to_tuple()
         features = torch.from_numpy(found)
-        return NetworkOutput(logits=self._head.logits(features), features=features)
+        with torch_threads(FOR_SCORES):
+            return NetworkOutput(logits=self._head.logits(features), features=features)
 
     def finish(self, ticket: NetworkOutput) -> NetworkOutput:
         """Return what was computed: logits float32 (N, K) and features float32 (N, D), copies that stay."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork
+from model_store.threads import torch_threads
 
 Mode = Literal["eager", "compiled"]
 TorchPrecision = Literal["float32", "bfloat16"]
@@ -29,12 +30,10 @@ class TorchRuntime:
     ) -> None:
         """Move `network` to `device`, in evaluation mode.
 
-        `threads` is how many CPU threads compute; None leaves PyTorch's number. PyTorch has one such number a
-        process, so giving it here gives it to every network of the process that runs on the CPU.
+        `threads` is how many CPU threads compute; None is PyTorch's number now.
         """
         forbid_tf32()
-        if threads is not None and device.type == "cpu":
-            torch.set_num_threads(threads)
+        self.threads = threads or torch.get_num_threads()
         self.name = f"torch-{mode}-{precision}-{device.type}"
         self.in_flight = 2 if device.type == "cuda" else 1
         self.device = device
@@ -49,7 +48,7 @@ class TorchRuntime:
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast, torch_threads(self.threads):
             output: NetworkOutput = self.forward(batch.to(self.device, non_blocking=True))
         return output
 

@@ -502,11 +502,16 @@ def torch_threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def test_torch_threads_are_set_only_when_given(folder: Path, torch_threads: int) -> None:
-    load_bundle(folder, device=CPU)
-    assert torch.get_num_threads() == torch_threads
-    load_bundle(folder, device=CPU, threads=3)
-    assert torch.get_num_threads() == 3
+@pytest.mark.parametrize(("given", "computed_by"), [(None, 1), (3, 3)])
+def test_torch_threads_are_a_runtime_s_own(
+    folder: Path, torch_threads: int, given: int | None, computed_by: int
+) -> None:
+    runtime = load_bundle(folder, device=CPU, threads=given).predictor.scorer.runtime
+    assert isinstance(runtime, TorchRuntime)
+    found = []
+    runtime.forward.register_forward_pre_hook(lambda *_: found.append(torch.get_num_threads()))
+    runtime.start(np.zeros((1, 32, 32, 3), np.uint8))
+    assert (found, torch.get_num_threads()) == ([computed_by], torch_threads)
 
 
 def test_openvino_threads_are_its_own(ir: OpenVinoIr, torch_threads: int) -> None:
