@@ -77,8 +77,8 @@ format: $(INSTALLED)  ## Format the code
 
 results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and both results.json
 	$(BIN)/ood-train card cifar10 --readme README.md --out docs/model-card-cifar10.md
-	$(BIN)/ood-train report docs/results/cpu --into docs/results/README.md
-	$(BIN)/ood-train report docs/results/cpu --into README.md
+	$(BIN)/ood-train report docs/results/paper-short --into docs/results/README.md
+	$(BIN)/ood-train report docs/results/paper-short --into README.md
 	$(BIN)/python -m benchmarks.report --into README.md
 
 clean:  ## Remove what was built here
