@@ -43,30 +43,26 @@ class WideResNetSpec(Frozen):
         return f"WRN-{self.depth}-{self.widen_factor}"
 
 
-class TorchvisionSpec(Frozen):
+class _LibraryClassifier(Frozen):
+    name: str
+    num_classes: int = Field(ge=2)
+
+    @property
+    def title(self) -> str:
+        """The library's name for it."""
+        return self.name
+
+
+class TorchvisionSpec(_LibraryClassifier):
     """A classifier of `torchvision.models` that ends in a linear layer, named as `get_model` names it."""
 
     kind: Literal["torchvision"] = "torchvision"
-    name: str
-    num_classes: int = Field(ge=2)
-
-    @property
-    def title(self) -> str:
-        """The library's name for it."""
-        return self.name
 
 
-class TimmSpec(Frozen):
+class TimmSpec(_LibraryClassifier):
     """A classifier of timm that ends in a linear layer, named as `create_model` names it."""
 
     kind: Literal["timm"] = "timm"
-    name: str
-    num_classes: int = Field(ge=2)
-
-    @property
-    def title(self) -> str:
-        """The library's name for it."""
-        return self.name
 
 
 class OnnxSpec(Frozen):

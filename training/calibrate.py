@@ -16,10 +16,10 @@ from model_store.score_specs import ScoreName
 from model_store.scores import NegativeEnergy, OnePassScore
 from training import encode
 from training.augment_spec import JpegShare
-from training.config import CalibrateSpec
 from training.datasets import ImageSet
 from training.errors import DataError
 from training.run_folder import write_json
+from training.stage_specs import CalibrateSpec
 
 
 @dataclass(frozen=True)

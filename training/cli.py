@@ -25,6 +25,7 @@ from training.datasets import how_to_get, locate
 from training.distributed import ALONE, joined, own_device, require_alone, tells
 from training.errors import TrainingError
 from training.evaluate import Say
+from training.evaluate_bundle import evaluate_bundle
 from training.onnx_import import read_onnx
 from training.optimise import (
     ALLOWED_FLIPS,
@@ -35,7 +36,7 @@ from training.optimise import (
     find_source,
     recipe_of,
 )
-from training.pipeline import Run, evaluate_bundle
+from training.pipeline import Run
 from training.progress import ConsoleProgress, silent
 from training.publish import bundle_ref
 from training.reproduce.benchmark import read_benchmark

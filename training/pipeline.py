@@ -1,7 +1,7 @@
 """A run of a recipe, and the only file that knows the order of its stages."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from model_store.bundle import Bundle
 from model_store.evaluation import Evaluation
 from model_store.networks import build_network, outlined
 from model_store.predictor import Predictor, Scorer
@@ -27,7 +26,7 @@ from training.datasets import (
     split_validation,
 )
 from training.distributed import ALONE, Processes
-from training.errors import DataError, RecipeError, ResumeError
+from training.errors import RecipeError, ResumeError
 from training.evaluate import Say, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores, require_fittable
@@ -383,20 +382,3 @@ class Run:
             stage: sum(epoch["seconds"] for path in paths for epoch in json.loads(path.read_text()))
             for stage, paths in histories.items()
         }
-
-
-def evaluate_bundle(bundle: Bundle, run: Run) -> Evaluation:
-    """Measure a published bundle on a run's test sets, fitted and predicted as the bundle says; write into its folder.
-
-    Raises:
-        DataError: the test images are not of the bundle's classes.
-    """
-    recipe = run.recipe.model_copy(update={"preprocess": bundle.manifest.preprocess})
-    predictor, sets = bundle.predictor, replace(run, recipe=recipe).sets.tests
-    if sets.test.classes != bundle.manifest.classes:
-        raise DataError(f"{sets.test.name} has classes {sets.test.classes}; the bundle has {bundle.manifest.classes}")
-    scores = score_sets(predictor.scorer, sets, run.say)
-    result = evaluate(sets, scores, None, predictor, draws=run.recipe.evaluate.draws, seed=run.recipe.seed, say=run.say)
-    folder = run.folder / f"{EVALUATE}-{bundle.manifest.name}@{bundle.manifest.version}"
-    report.write(folder, result, bundle.manifest.verdict, scores, None)
-    return result

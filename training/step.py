@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from model_store.networks import NetworkOutput
-from training.config import ExecutionSpec
 from training.distributed import Processes
 from training.losses import Objective
+from training.stage_specs import ExecutionSpec
 
 _WARM_UP_STEPS = 3
 """Before a capture, as PyTorch's documentation has it: compilers and libraries choose their kernels in the first."""

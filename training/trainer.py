@@ -17,7 +17,6 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
-from training.config import ExecutionSpec, OptimisationSpec
 from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.hardware import hardware
@@ -31,6 +30,7 @@ from training.run_folder import (
     write_json,
     write_weights,
 )
+from training.stage_specs import ExecutionSpec, OptimisationSpec
 from training.step import Batch, Step, make_step
 
 FINAL_LEARNING_RATE = 1e-6

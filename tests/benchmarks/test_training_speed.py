@@ -10,7 +10,8 @@ import torch
 from benchmarks import training as benchmark
 from benchmarks.training import Round, StageSpeed, Turns, measure_stage, table
 from model_store.networks import NetworkOutput
-from training.config import ExecutionSpec, OptimisationSpec, Recipe, read_recipe
+from training.config import Recipe, read_recipe
+from training.stage_specs import ExecutionSpec, OptimisationSpec
 from training.step import Batch
 from training.trainer import Stage
 

@@ -1,6 +1,9 @@
 """The tiny recipe, small sets, and a progress that says nothing."""
 
+import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -81,3 +84,26 @@ def ood_train(
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `ood-train` with the arguments given, in this process."""
     return partial(run_command, main)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Run `ood-train` in `tmp_path`, press Ctrl-C once it has said `once`; return its status and what it says then."""
+
+    def run(*arguments: str | Path, once: str) -> tuple[int, str]:
+        with subprocess.Popen(
+            [sys.executable, "-c", "from training.cli import main; main()", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "200"},
+            stderr=subprocess.PIPE,
+            text=True,
+            # Not ignored, as it is in what a shell runs in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            assert process.stderr is not None
+            assert any(once in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        return process.returncode, said
+
+    return run

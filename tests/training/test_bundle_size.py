@@ -13,10 +13,11 @@ from model_store.runtimes import OpenVinoIr
 from model_store.score_specs import GenSpec, KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, VimSpec
 from model_store.store import SHIPPED
 from training.bundle_size import draft_parts, recipe_parts, require_draft_small_enough, require_small_enough
-from training.config import PublishSpec, Recipe, read_recipe
+from training.config import Recipe, read_recipe
 from training.errors import RecipeError
 from training.pipeline import Run
 from training.progress import silent
+from training.stage_specs import PublishSpec
 
 SEVERAL = (GenSpec(), ReactSpec(), KnnSpec(), MahalanobisSpec(), RelativeMahalanobisSpec(), VimSpec())
 

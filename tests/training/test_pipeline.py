@@ -30,14 +30,16 @@ from training.augment_spec import JpegShare
 from training.bundle_size import recipe_parts
 from training.calibrate import calibrate
 from training.cli import show_data
-from training.config import RECIPES, PublishSpec, Recipe
+from training.config import RECIPES, Recipe
 from training.datasets import load_set, locate
 from training.errors import DataError, RecipeError, ResumeError
 from training.evaluate import predict_files
+from training.evaluate_bundle import evaluate_bundle
 from training.metrics import auroc
-from training.pipeline import Run, evaluate_bundle
+from training.pipeline import Run
 from training.progress import silent
 from training.run_folder import require_writable
+from training.stage_specs import PublishSpec
 
 CPU = torch.device("cpu")
 OodTrain = Callable[..., subprocess.CompletedProcess[str]]
@@ -411,21 +413,11 @@ def test_killed_command_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*OOD_TRAIN, "pretrain", "tiny", "--data", image_sets],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Not ignored, as it is in what a shell runs in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stderr is not None
-        assert any("pretrain epoch 2/12" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130
+def test_interrupted_command_says_what_is_kept(
+    image_sets: Path, tmp_path: Path, interrupted: Callable[..., tuple[int, str]]
+) -> None:
+    status, said = interrupted("pretrain", "tiny", "--data", image_sets, once="pretrain epoch 2/12")
+    assert status == 130
     kept = len(torch.load(tmp_path / "runs/tiny/pretrain/checkpoint.pt", weights_only=True)["history"])
     assert f"interrupted: pretrain is kept up to epoch {kept} of 12, in runs/tiny; run the same command" in said
     assert "Traceback" not in said

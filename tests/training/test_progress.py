@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from training.config import ExecutionSpec, OptimisationSpec
 from training.progress import ConsoleProgress
+from training.stage_specs import ExecutionSpec, OptimisationSpec
 from training.trainer import Figures, Stage
 
 

@@ -255,21 +255,10 @@ def test_without_a_network_of_its_own_validation_chooses_on_the_one_that_is_show
     assert "none of which was trained on the 20 % of the training images held out" in report(found, tmp_path)
 
 
-def test_interrupted_command_says_what_is_kept(image_sets: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*OOD_TRAIN, "reproduce", "--size", "tests", "--data", image_sets, "--out", "out"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Not ignored, as it is in what a shell runs in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
-        assert process.stderr is not None
-        assert any("pretrain epoch 1" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130
+def test_interrupted_command_says_what_is_kept(image_sets: Path, interrupted: Callable[..., tuple[int, str]]) -> None:
+    arguments = "reproduce", "--size", "tests", "--data", image_sets, "--out", "out"
+    status, said = interrupted(*arguments, once="pretrain epoch 1")
+    assert status == 130
     assert "interrupted: what was finished is in out; run the same command to go on" in said
     assert "Traceback" not in said
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from model_store.manifest import WideResNetSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
-from training.config import ExecutionSpec, read_recipe
+from training.config import read_recipe
 from training.distributed import ALONE
 from training.losses import make_objective
 from training.objective_spec import EnergyBoundedSpec
+from training.stage_specs import ExecutionSpec
 from training.step import Batch, EagerStep, Step, StepOutput, UsualSizeStep, make_step
 
 OBJECTIVE = make_objective(EnergyBoundedSpec(kind="energy_bounded", margin_in=-5.0, margin_out=-2.0, weight=0.1))

@@ -18,7 +18,7 @@ from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
 from training import outlier_classes
 from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches, OutlierBatches, SyntheticOutlierBatches
-from training.config import ExecutionSpec, MiningSpec, OptimisationSpec, Recipe
+from training.config import Recipe
 from training.datasets import ImageSet
 from training.errors import DivergedError, OutputError, ResumeError, WeightsError
 from training.finetune import finetune
@@ -27,6 +27,7 @@ from training.outlier_classes import outlier_pieces
 from training.pretrain import pretrain
 from training.progress import silent
 from training.run_folder import exclusive, open_stage
+from training.stage_specs import ExecutionSpec, MiningSpec, OptimisationSpec
 from training.step import Batch
 from training.synthetic_outliers import KINDS
 from training.trainer import Figures, Stage, learning_rate, read_checkpoint, train

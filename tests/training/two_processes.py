@@ -16,7 +16,7 @@ from model_store.networks import NetworkOutput, NormalisedNetwork
 from model_store.networks.wide_resnet import WideResNet
 from training.augment_spec import AugmentSpec
 from training.batches import LabelledBatches, OutlierBatches
-from training.config import ExecutionSpec, OptimisationSpec, Recipe, read_recipe
+from training.config import Recipe, read_recipe
 from training.datasets import ImageSet, load_set
 from training.distributed import Processes, joined
 from training.errors import DataError
@@ -25,6 +25,7 @@ from training.losses import make_objective
 from training.objective_spec import EnergyBoundedSpec
 from training.pretrain import pretrain
 from training.progress import silent
+from training.stage_specs import ExecutionSpec, OptimisationSpec
 from training.trainer import Figures, Stage, train
 
 CPU = torch.device("cpu")

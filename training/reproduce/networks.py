@@ -19,7 +19,7 @@ from model_store.runtimes import TorchRuntime
 from model_store.score_specs import ScoreName, ScoreSpec
 from model_store.scores import Head, OnePassScore
 from training.augment_spec import AugmentSpec
-from training.config import SYNTHETIC, DataSpec, FinetuneSpec, Recipe
+from training.config import SYNTHETIC, DataSpec, Recipe
 from training.datasets import ImageSet
 from training.evaluate import Say
 from training.finetune import finetune
@@ -29,6 +29,7 @@ from training.reproduce.benchmark import InDistributionSpec
 from training.reproduce.methods import CLASSIFIER, slug
 from training.reproduce.size import Size
 from training.run_folder import is_done, open_stage, weights_sha256, write_bytes
+from training.stage_specs import FinetuneSpec
 from training.trainer import Progress
 
 

@@ -9,9 +9,10 @@ from pydantic import Field, FiniteFloat, ValidationError, field_validator, model
 from model_store.frozen import Frozen, OpenFraction
 from model_store.manifest import WideResNetSpec
 from model_store.score_specs import ScoreName
-from training.config import ExecutionSpec, FinetuneSpec, PretrainSpec, fault
+from training.config import fault
 from training.errors import RecipeError
 from training.objective_spec import Margins
+from training.stage_specs import ExecutionSpec, FinetuneSpec, PretrainSpec
 
 SIZES = Path(__file__).parent / "sizes"
 

@@ -7,12 +7,12 @@ from typing import Literal, get_args
 import numpy as np
 
 from model_store.score_specs import ScoreName
-from training.config import FinetuneSpec
 from training.report import table
 from training.reproduce.methods import ONE_PASS_METHODS, margin_method, temperature_method
 from training.reproduce.published import read_published
 from training.reproduce.results import InDistributionRecord, Results, Row
 from training.reproduce.size import FineTuning, Size
+from training.stage_specs import FinetuneSpec
 
 Metric = Literal["fpr95", "auroc", "aupr"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
