@@ -82,6 +82,8 @@ def picture(browser: Browser, url: str, view: View, files: Sequence[Path]) -> Im
     viewport = {"width": view.width, "height": HEIGHT}
     page = browser.new_context(color_scheme=view.scheme, viewport=viewport).new_page()  # type: ignore[arg-type]
     page.goto(url)
+    # It knows its model by then; files that were chosen before would not be taken.
+    expect(page.locator("#ask")).to_be_visible(timeout=1000 * TIMEOUT_S)
     page.set_input_files("#files", files)
     expect(page.locator("#verdicts > li:is(.known, .ood, .refused)")).to_have_count(
         len(files), timeout=1000 * TIMEOUT_S
