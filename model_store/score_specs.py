@@ -18,6 +18,7 @@ ScoreName = Literal[
     "mahalanobis",
     "relative_mahalanobis",
     "vim",
+    "energy_mahalanobis",
 ]
 """Every score that one forward pass gives; higher means more in-distribution."""
 OFFLINE_ONLY = ("odin", "perturbed_mahalanobis")
@@ -115,6 +116,16 @@ class VimSpec(Frozen):
         return width // 2 if self.residual_dimension is None else self.residual_dimension
 
 
+class EnergyMahalanobisSpec(Frozen):
+    """Negative energy plus `mahalanobis`, weighted so that training images spread alike by both; ours.
+
+    What the last layer sees and how far the features lie from any class: outliers that pass for one fail the other.
+    """
+
+    kind: Literal["energy_mahalanobis"] = "energy_mahalanobis"
+    ridge: FiniteFloat = Field(default=1e-6, gt=0)
+
+
 ScoreSpec = Annotated[
     NegativeEnergySpec
     | MaxSoftmaxSpec
@@ -125,7 +136,8 @@ ScoreSpec = Annotated[
     | KnnSpec
     | MahalanobisSpec
     | RelativeMahalanobisSpec
-    | VimSpec,
+    | VimSpec
+    | EnergyMahalanobisSpec,
     Field(discriminator="kind"),
 ]
 """A score and its hyperparameters; `kind` is its ScoreName."""

@@ -8,8 +8,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from model_store.networks import NetworkOutput
 from model_store.predictor import Scorer
-from model_store.score_specs import KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, ScoreSpec, VimSpec
+from model_store.score_specs import (
+    EnergyMahalanobisSpec,
+    KnnSpec,
+    MahalanobisSpec,
+    NegativeEnergySpec,
+    ReactSpec,
+    RelativeMahalanobisSpec,
+    ScoreSpec,
+    VimSpec,
+)
 from model_store.scores import Head, OnePassScore, restore_score
 from training.datasets import ImageSet
 from training.errors import DataError
@@ -36,7 +46,9 @@ def fit_scores(
 
 def needs_fitting(spec: ScoreSpec) -> bool:
     """Return whether a score takes anything from training images."""
-    return isinstance(spec, ReactSpec | KnnSpec | MahalanobisSpec | RelativeMahalanobisSpec | VimSpec)
+    return isinstance(
+        spec, ReactSpec | KnnSpec | MahalanobisSpec | RelativeMahalanobisSpec | VimSpec | EnergyMahalanobisSpec
+    )
 
 
 def require_fittable(spec: ScoreSpec, images: int, width: int) -> None:
@@ -101,6 +113,8 @@ def _fitted(spec: ScoreSpec, features: Tensor, labels: Tensor, head: Head) -> di
             }
         case VimSpec():
             return _vim(features, head, spec.residual_of(features.shape[1]))
+        case EnergyMahalanobisSpec():
+            return _energy_mahalanobis(features, labels, head, spec.ridge)
         case _:
             return {}
 
@@ -175,6 +189,27 @@ def _vim(features: Tensor, head: Head, residual_dimension: int) -> dict[str, Ten
         )
     alpha = torch.tensor(largest / outside, dtype=torch.float32)
     return {"origin": origin.float(), "residual": residual.float().contiguous(), "alpha": alpha}
+
+
+def _energy_mahalanobis(features: Tensor, labels: Tensor, head: Head, ridge: float) -> dict[str, Tensor]:
+    gaussians = _class_gaussians(features, labels, len(head.weight), ridge)
+    energies, distances = (
+        _spread(restore_score(spec, statistics, head), features, head)
+        for spec, statistics in ((NegativeEnergySpec(), {}), (MahalanobisSpec(ridge=ridge), gaussians))
+    )
+    if not (energies > 0 and distances > 0):
+        raise DataError(
+            "energy_mahalanobis' alpha is a ratio of standard deviations over training images, of negative energies "
+            f"{energies:.4g}, of squared distances {distances:.4g}; both must be above 0"
+        )
+    return gaussians | {"alpha": torch.tensor(energies / distances, dtype=torch.float32)}
+
+
+def _spread(score: OnePassScore, features: Tensor, head: Head) -> float:
+    """Return the standard deviation of a score over training images."""
+    rows = (features[rows] for rows in _pieces(len(features)))
+    scores = torch.cat([score(NetworkOutput(head.logits(piece), piece)) for piece in rows])
+    return float(scores.double().std(correction=0))
 
 
 def _chunks(images: int) -> list[NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """Scores from one forward pass. Higher means more in-distribution, except where a name says energy alone."""
 
-from model_store.scores.gaussian import Mahalanobis, RelativeMahalanobis
+from model_store.scores.gaussian import EnergyMahalanobis, Mahalanobis, RelativeMahalanobis
 from model_store.scores.logits import (
     Gen,
     MaxLogit,
@@ -19,6 +19,7 @@ from model_store.scores.score import Head, OnePassScore
 from model_store.scores.virtual_logit import Vim
 
 __all__ = [
+    "EnergyMahalanobis",
     "Gen",
     "Head",
     "Knn",

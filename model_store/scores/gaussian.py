@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model_store.networks.output import NetworkOutput
+from model_store.scores.logits import negative_energy
 from model_store.scores.score import require_features
 
 
@@ -56,6 +57,27 @@ class Mahalanobis:
     def __call__(self, output: NetworkOutput) -> Tensor:
         """Return float32 (N,), at most 0."""
         return -self.classes.nearest(output.features)
+
+
+@dataclass(frozen=True, eq=False)
+class EnergyMahalanobis:
+    """logsumexp(f) - alpha min_c d_c^2: the negative energy and what `Mahalanobis` measures, together.
+
+    alpha is the ratio of their standard deviations over training images, so that neither drowns the other.
+    """
+
+    classes: Whitened
+    alpha: Tensor
+    name: Literal["energy_mahalanobis"] = "energy_mahalanobis"
+
+    @property
+    def statistics(self) -> Mapping[str, Tensor]:
+        """Those of `Mahalanobis`; `alpha` float32 () above 0."""
+        return {"class_means": self.classes.means, "whitening": self.classes.whitening, "alpha": self.alpha}
+
+    def __call__(self, output: NetworkOutput) -> Tensor:
+        """Return float32 (N,)."""
+        return negative_energy(output.logits) - self.alpha * self.classes.nearest(output.features)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model_store.errors import ScoreMismatchError
 from model_store.score_specs import (
+    EnergyMahalanobisSpec,
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -19,7 +20,7 @@ from model_store.score_specs import (
     ScoreSpec,
     VimSpec,
 )
-from model_store.scores.gaussian import Mahalanobis, RelativeMahalanobis, Whitened
+from model_store.scores.gaussian import EnergyMahalanobis, Mahalanobis, RelativeMahalanobis, Whitened
 from model_store.scores.logits import Gen, MaxLogit, MaxSoftmax, NegativeEnergy
 from model_store.scores.nearest import Knn
 from model_store.scores.reshaped import React, Scale
@@ -63,6 +64,9 @@ def restore_score(spec: ScoreSpec, statistics: Mapping[str, Tensor], head: Head)
             return RelativeMahalanobis(Whitened(statistics["class_means"], statistics["whitening"]), background)
         case VimSpec():
             return Vim(statistics["origin"], statistics["residual"], statistics["alpha"])
+        case EnergyMahalanobisSpec():
+            classes_apart = Whitened(statistics["class_means"], statistics["whitening"])
+            return EnergyMahalanobis(classes_apart, statistics["alpha"])
 
 
 def statistic_shapes(spec: ScoreSpec, classes: int, width: int) -> dict[str, Shape]:
@@ -79,6 +83,8 @@ def statistic_shapes(spec: ScoreSpec, classes: int, width: int) -> dict[str, Sha
             return gaussians | {"background_mean": (width,), "background_whitening": (width, width)}
         case VimSpec():
             return {"origin": (width,), "residual": (width, spec.residual_of(width)), "alpha": ()}
+        case EnergyMahalanobisSpec():
+            return {"class_means": (classes, width), "whitening": (width, width), "alpha": ()}
         case _:
             return {}
 

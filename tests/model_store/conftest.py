@@ -24,6 +24,7 @@ from model_store.networks import build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.score_specs import (
+    EnergyMahalanobisSpec,
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -49,6 +50,7 @@ FURTHER: tuple[ScoreSpec, ...] = (
     MahalanobisSpec(ridge=1e-4),
     RelativeMahalanobisSpec(ridge=1e-4),
     VimSpec(),
+    EnergyMahalanobisSpec(ridge=1e-4),
 )
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -127,7 +127,8 @@ def test_statistics_have_a_file_of_their_own(folder: Path, bundle_folder: Path, 
     assert not (bundle_folder / SCORES).exists()
     assert SCORES not in read_manifest(bundle_folder).files
     stored = load_file(folder / SCORES)
-    assert {key.partition(".")[0] for key in stored} == {"react", "knn", "mahalanobis", "relative_mahalanobis", "vim"}
+    fitted = {"react", "knn", "mahalanobis", "relative_mahalanobis", "vim", "energy_mahalanobis"}
+    assert {key.partition(".")[0] for key in stored} == fitted
     assert stored["knn.reference"].shape == (60, 64)
     assert read_manifest(folder).files[SCORES].size_bytes == (folder / SCORES).stat().st_size
     assert read_manifest(folder).model_copy(update={"files": {}, "version": 1}) == scored_draft.manifest
@@ -266,7 +267,7 @@ def test_calibration_scores_of_every_score_are_needed(scored_draft: BundleDraft,
         (lambda f: f["scores"].append(f["scores"][0]), ("each may be there once",)),
         (lambda f: f["scores"].append(NegativeEnergySpec().model_dump()), ("leave it out",)),
         (lambda f: f["scores"].append(KnnSpec(k=2).model_dump()), ("each may be there once",)),
-        (lambda f: f["scores"].pop(), ("calibrations are of", "vim")),
+        (lambda f: f["scores"].pop(), ("calibrations are of", "energy_mahalanobis")),
         (lambda f: f["scores"][0].update(temperature=2), ("temperature",)),
         (lambda f: f["calibrations"].pop("gen"), ("calibrations are of", "gen")),
         (lambda f: f.update(verdict="odin"), ("verdict", "odin")),

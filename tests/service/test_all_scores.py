@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -15,6 +15,7 @@ from live import Gate, Process, Running, running, samples, wait_until
 from model_store import images
 from model_store.bundle import Bundle, load_bundle
 from model_store.predictor import Predictor
+from model_store.score_specs import ScoreName
 from service.schemas import PredictReply
 from service.settings import Settings
 
@@ -165,7 +166,7 @@ def test_a_batch_of_some_who_ask_gives_each_what_they_asked_for(
 def test_a_request_cut_over_batches_has_all_scores_of_all_images(scored: Running, pngs: list[bytes]) -> None:
     """Ten images in batches of at most four."""
     found = httpx.post(f"{scored.url}/predict?scores=all", files=form(pngs[:10])).json()["predictions"]
-    assert [len(prediction["scores"]) for prediction in found] == [10] * 10
+    assert [len(prediction["scores"]) for prediction in found] == [len(get_args(ScoreName))] * 10
 
 
 def test_metrics_are_of_the_verdict_whoever_asks(

@@ -10,7 +10,15 @@ from safetensors.torch import load_file
 from model_store.bundle import CALIBRATION, WEIGHTS, BundleDraft, read_manifest, write_bundle
 from model_store.manifest import Execution, QuantisedGraph
 from model_store.runtimes import OpenVinoIr
-from model_store.score_specs import GenSpec, KnnSpec, MahalanobisSpec, ReactSpec, RelativeMahalanobisSpec, VimSpec
+from model_store.score_specs import (
+    EnergyMahalanobisSpec,
+    GenSpec,
+    KnnSpec,
+    MahalanobisSpec,
+    ReactSpec,
+    RelativeMahalanobisSpec,
+    VimSpec,
+)
 from model_store.store import SHIPPED
 from training.bundle_size import draft_parts, recipe_parts, require_draft_small_enough, require_small_enough
 from training.config import Recipe, read_recipe
@@ -19,7 +27,15 @@ from training.pipeline import Run
 from training.progress import silent
 from training.stage_specs import PublishSpec
 
-SEVERAL = (GenSpec(), ReactSpec(), KnnSpec(), MahalanobisSpec(), RelativeMahalanobisSpec(), VimSpec())
+SEVERAL = (
+    GenSpec(),
+    ReactSpec(),
+    KnnSpec(),
+    MahalanobisSpec(),
+    RelativeMahalanobisSpec(),
+    VimSpec(),
+    EnergyMahalanobisSpec(),
+)
 
 
 def _limited(recipe: Recipe, max_bytes: int | None) -> Recipe:
@@ -40,13 +56,14 @@ def test_parts_of_a_recipe_by_hand(wide: Recipe) -> None:
     assert parts == {
         # 2,243,546 parameters; a running mean and a variance a channel; a counter a batch norm.
         "weights": 4 * (2_243_546 + 2 * channels) + 8 * 37,
-        "calibration scores": 4 * 5_000 * 7,
+        "calibration scores": 4 * 5_000 * 8,
         "gen": 0,
         "react": 4,
         "knn": 4 * 5_000 * 128,
         "mahalanobis": gaussian,
         "relative_mahalanobis": 2 * gaussian - 4 * 9 * 128,  # the background has one mean instead of ten
         "vim": 4 * (128 + 128 * 64 + 1),
+        "energy_mahalanobis": gaussian + 4,
     }
     assert recipe_parts(wide, train_images=300, held_out_images=50)["knn"] == 4 * 300 * 128  # no more rows than images
 

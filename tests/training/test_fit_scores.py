@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from model_store.errors import ScoreMismatchError
 from model_store.networks import NetworkOutput
 from model_store.score_specs import (
+    EnergyMahalanobisSpec,
     GenSpec,
     KnnSpec,
     MahalanobisSpec,
@@ -44,8 +45,10 @@ SPECS: tuple[ScoreSpec, ...] = (
     MahalanobisSpec(),
     RelativeMahalanobisSpec(),
     VimSpec(residual_dimension=20),
+    EnergyMahalanobisSpec(),
 )
-FITTED = tuple(spec for spec in SPECS if spec.kind in {"react", "knn", "mahalanobis", "relative_mahalanobis", "vim"})
+UNFITTED = {"negative_energy", "max_softmax", "max_logit", "gen", "scale"}
+FITTED = tuple(spec for spec in SPECS if spec.kind not in UNFITTED)
 
 
 def _features(rows: int, seed: int, classes: int = CLASSES) -> tuple[Tensor, Tensor]:
@@ -184,6 +187,22 @@ def test_relative_mahalanobis_by_hand() -> None:
     off_diagonal = _of_point(RelativeMahalanobisSpec(ridge=1e-6), 2, -1, spread)  # along the one direction there is
     # d_c^2 of (1, -1) is (1, -1) . pinv . (1, -1) = 2 / 2; of the background (-1, -3): variances 5 and 5, covariance 3.
     assert off_diagonal == pytest.approx(-1 + (5 * 1 - 2 * 3 * 3 + 5 * 9) / 16, rel=1e-3)
+
+
+def test_energy_and_mahalanobis_by_hand() -> None:
+    """Class means (1, 0) and (6, 4). Within classes x varies by (1 + 1 + 4 + 4) / 4, and y by the ridge alone; squared
+    distances of training images are 1, 1, 4 and 4 of that variance, their standard deviation 3 / 2 of it."""
+    uneven = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 4.0], [8.0, 4.0]])
+    variance = 2.5 + 1e-2 * 2.5 / 2
+    alpha = np.std([np.logaddexp(x + 2, -x - 2) for x in (0, 2, 4, 8)]) / (1.5 / variance)
+    found = _of_point(EnergyMahalanobisSpec(ridge=1e-2), 4, 0, uneven)
+    assert found == pytest.approx(np.logaddexp(6, -6) - alpha * 9 / variance, rel=1e-5)
+
+
+def test_energy_and_mahalanobis_need_energies_that_vary() -> None:
+    uneven = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 4.0], [8.0, 4.0]])
+    with pytest.raises(DataError, match=r"of negative energies 0, of squared distances .*; both must be above 0"):
+        fit_score(EnergyMahalanobisSpec(), uneven, PLANE_LABELS, Head(torch.zeros(2, 2), torch.zeros(2)))
 
 
 def test_knn_by_hand() -> None:

@@ -286,7 +286,7 @@ def test_changed_recipe_does_not_pass_for_what_was_trained(run: Run, store: Stor
     nearer = tuple(KnnSpec(k=4, reference_rows=100) if spec.kind == "knn" else spec for spec in run.recipe.scores)
     with pytest.raises(ResumeError, match=r"scores\.knn\.k = 5, now 4"):
         changed(scores=nearer).publish(store)
-    with pytest.raises(ResumeError, match=r"scores\.vim = .*now None"):
+    with pytest.raises(ResumeError, match=r"scores\.energy_mahalanobis = .*now None"):
         changed(scores=run.recipe.scores[:-1]).publish(store)
 
 

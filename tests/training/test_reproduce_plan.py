@@ -4,10 +4,12 @@ import ast
 import tomllib
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from model_store.score_specs import ScoreName
 from training import selection, validation_outliers
 from training.errors import RecipeError
 from training.objective_spec import Margins
@@ -66,9 +68,9 @@ def test_methods_of_a_size_have_names_and_folders_of_their_own(name: str) -> Non
         assert set(slug(method.name)) <= set("abcdefghijklmnopqrstuvwxyzT0123456789_+-.")
 
 
-def test_all_ten_scores_of_every_fine_tuned_network_are_planned(paper: Size) -> None:
+def test_all_scores_of_every_fine_tuned_network_are_planned(paper: Size) -> None:
     scores = [method.score for method in methods(paper) if method.network == "outlier_exposure"]
-    assert len(scores) == len(set(scores)) == 10
+    assert len(scores) == len(set(scores)) == len(get_args(ScoreName))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ ONE_PASS_METHODS: dict[str, ScoreName] = {
     "mahalanobis_one_pass": "mahalanobis",
     "relative_mahalanobis": "relative_mahalanobis",
     "vim": "vim",
+    "energy_mahalanobis": "energy_mahalanobis",
 }
 """The scores of the classifier by the names they have as methods; `mahalanobis` is the paper's, which perturbs."""
 

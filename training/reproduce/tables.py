@@ -35,6 +35,7 @@ FURTHER_SCORES = {
     "mahalanobis_one_pass": "Mahalanobis, unperturbed",
     "relative_mahalanobis": "relative Mahalanobis",
     "vim": "ViM",
+    "energy_mahalanobis": "energy + Mahalanobis",
     "chosen": "chosen on validation outliers",
 }
 
