@@ -82,7 +82,18 @@ class OutlierExposureSpec(Frozen):
     weight: FiniteFloat = Field(default=0.5, ge=0)
 
 
+class RankedExposureSpec(Frozen):
+    """Outlier Exposure plus a ranking of energies, `ranking` times: outliers above in-distribution images; ours.
+
+    It has no margins, so it suits a network whatever the scale of its energies.
+    """
+
+    kind: Literal["ranked_exposure"] = "ranked_exposure"
+    weight: FiniteFloat = Field(default=0.5, ge=0)
+    ranking: FiniteFloat = Field(default=1.0, ge=0)
+
+
 OutlierObjectiveSpec = Annotated[
-    EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec, Field(discriminator="kind")
+    EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec | RankedExposureSpec, Field(discriminator="kind")
 ]
-ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec
+ObjectiveSpec = CrossEntropySpec | EnergyBoundedSpec | BalancedEnergySpec | OutlierExposureSpec | RankedExposureSpec

@@ -8,7 +8,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from model_store.frozen import Fraction, Frozen, OpenFraction
 from model_store.score_specs import ScoreName
 from training.augment_spec import AugmentSpec, JpegShare
-from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec
+from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec, RankedExposureSpec
 
 
 class MiningSpec(Frozen):
@@ -81,9 +81,9 @@ class FinetuneSpec(OptimisationSpec):
 
     @model_validator(mode="after")
     def _margins_come_from_one_place(self) -> "FinetuneSpec":
-        if isinstance(self.objective, OutlierExposureSpec):
+        if isinstance(self.objective, OutlierExposureSpec | RankedExposureSpec):
             if self.selection:
-                raise ValueError("selection chooses margins, and objective outlier_exposure has none")
+                raise ValueError(f"selection chooses margins, and objective {self.objective.kind} has none")
         elif (self.objective.margin_in is None) == (self.selection is None):
             raise ValueError("give margin_in and margin_out in the objective, or [finetune.selection] to choose them")
         return self

@@ -99,6 +99,7 @@ PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
         ("margin_in = -8.0, margin_out = -3.0, ", "", ("finetune: ", "or [finetune.selection]")),
         ("[execution]", SELECTION + "\n[execution]", ("finetune: ", "or [finetune.selection]")),
         (MARGINS, 'kind = "outlier_exposure" }\n' + SELECTION + "#", ("outlier_exposure has none",)),
+        (MARGINS, 'kind = "ranked_exposure" }\n' + SELECTION + "#", ("ranked_exposure has none",)),
         (
             MARGINS,
             f"kind = 'energy_bounded' }}\n{SELECTION.replace('-9', '-2')}#",

@@ -6,8 +6,21 @@ from pytorch_ood.loss import EnergyRegularizedLoss, OutlierExposureLoss
 from torch.nn import functional as F
 
 from model_store.networks import NetworkOutput
-from training.losses import balanced_energy, class_weights, energy_bounded, make_objective, outlier_exposure
-from training.objective_spec import BalancedEnergySpec, CrossEntropySpec, EnergyBoundedSpec, OutlierExposureSpec
+from training.losses import (
+    balanced_energy,
+    class_weights,
+    energy_bounded,
+    energy_ranking,
+    make_objective,
+    outlier_exposure,
+)
+from training.objective_spec import (
+    BalancedEnergySpec,
+    CrossEntropySpec,
+    EnergyBoundedSpec,
+    OutlierExposureSpec,
+    RankedExposureSpec,
+)
 
 PAPER = EnergyBoundedSpec(margin_in=-23.0, margin_out=-5.0, weight=0.1)
 
@@ -56,6 +69,30 @@ def test_energy_bounded_by_hand() -> None:
 
 def test_outlier_exposure_of_equal_logits_is_log_k() -> None:
     assert outlier_exposure(torch.full((3, 4), 2.5)).item() == pytest.approx(math.log(4), rel=1e-6)
+
+
+def test_energy_ranking_by_hand() -> None:
+    """Energies -10 and -30 against -12 and -9, to float32: only the outlier of -12 lies below an image."""
+    logits_in = torch.tensor([[10.0, -90.0], [30.0, -70.0]])
+    logits_out = torch.tensor([[12.0, -90.0], [-91.0, 9.0]])
+    expected = sum(math.log1p(math.exp(gap)) for gap in (-10 + 12, -10 + 9, -30 + 12, -30 + 9)) / 4
+    assert energy_ranking(logits_in, logits_out).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_energy_ranking_takes_energies_of_any_scale_and_bounds_the_pairs_ranked_wrong() -> None:
+    logits_in, logits_out = _logits(5.0)[:8], _logits(5.0)[8:]
+    found = energy_ranking(logits_in, logits_out)
+    torch.testing.assert_close(energy_ranking(logits_in + 40, logits_out + 40), found)
+    energies = [-torch.logsumexp(logits, dim=1) for logits in (logits_in, logits_out)]
+    wrong = (energies[0][:, None] > energies[1][None, :]).float().mean()
+    assert 0 < wrong < found / math.log(2)
+
+
+def test_ranked_exposure_is_the_sum_of_its_parts() -> None:
+    logits = _logits(2.0)
+    found = make_objective(RankedExposureSpec(weight=0.25, ranking=3.0))(_output(logits), LABELS)
+    parts = F.cross_entropy(logits[:8], LABELS), outlier_exposure(logits[8:]), energy_ranking(logits[:8], logits[8:])
+    torch.testing.assert_close(found, parts[0] + 0.25 * parts[1] + 3 * parts[2])
 
 
 def test_cross_entropy_ignores_nothing() -> None:

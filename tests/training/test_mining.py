@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from model_store.networks import NetworkOutput
 from training.losses import make_objective
 from training.mining import hardest_of_clusters, kmeans, mined
-from training.objective_spec import BalancedEnergySpec, EnergyBoundedSpec, OutlierExposureSpec
+from training.objective_spec import BalancedEnergySpec, EnergyBoundedSpec, OutlierExposureSpec, RankedExposureSpec
 
 
 def _outliers(features: list[list[float]], negative_energies: list[float]) -> NetworkOutput:
@@ -92,6 +92,7 @@ def _batch() -> NetworkOutput:
         make_objective(EnergyBoundedSpec(margin_in=-23.0, margin_out=0.0)),
         make_objective(BalancedEnergySpec(margin_in=-23.0, margin_out=0.0), torch.tensor([1, 5])),
         make_objective(OutlierExposureSpec()),
+        make_objective(RankedExposureSpec()),
     ],
 )
 def test_any_objective_sees_all_labelled_images_and_the_mined_outliers_alone(objective) -> None:
