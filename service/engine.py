@@ -25,8 +25,8 @@ CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
 WORTHWHILE = 0.95
 """A batch size is used if an image of it takes at most so much of what one of the next smaller size does."""
-TIMED, LONG_S = 2, 0.1
-"""Batches of a size that are timed; one, where that takes long, which little disturbs."""
+TIMED, LONG_S = 4, 0.1
+"""Batches of a size that are timed; fewer, where that takes long, which little disturbs."""
 log = logging.getLogger(__name__)
 
 
@@ -230,21 +230,30 @@ class LocalEngine:
 
     def _warm_up(self) -> None:
         """Run every batch size, and keep to those that pay."""
-        seconds = {size: self._seconds_of(size) for size in self._batcher.sizes}
+        seconds = self._seconds_by_size()
         self._batcher.sizes = worthwhile(seconds)
         largest = self._batcher.sizes[-1]
         self._image_s = seconds[largest] / largest
 
-    def _seconds_of(self, size: int) -> float:
-        """Return the least time of a batch, the first of its size aside, which may have to be prepared for."""
-        spec, times = self.bundle.manifest.preprocess, list[float]()
-        images = np.zeros((size, spec.height, spec.width, 3), np.uint8)
+    def _seconds_by_size(self) -> dict[int, float]:
+        """Return the least time of a batch of each size; the first, which may have to be prepared for, does not count.
+
+        Sizes take turns: what disturbs the device for a while then hits all of them, and not the one that is timed.
+        """
+        spec, times = self.bundle.manifest.preprocess, {size: list[float]() for size in self._batcher.sizes}
+        images = np.zeros((max(times), spec.height, spec.width, 3), np.uint8)
+        for size in times:
+            self._seconds_of(images[:size])
+        for _ in range(TIMED):
+            for size, found in times.items():
+                if sum(found) < LONG_S:
+                    found.append(self._seconds_of(images[:size]))
+        return {size: min(found) for size, found in times.items()}
+
+    def _seconds_of(self, images: np.ndarray) -> float:
+        begun = time.perf_counter()
         self.bundle.predictor.predict(images)
-        while len(times) < TIMED and sum(times) < LONG_S:
-            begun = time.perf_counter()
-            self.bundle.predictor.predict(images)
-            times.append(time.perf_counter() - begun)
-        return min(times)
+        return time.perf_counter() - begun
 
     def _run(self) -> None:
         while True:

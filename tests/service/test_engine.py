@@ -1,6 +1,7 @@
 """The engine behind a real server, with its device held by a gate."""
 
 import io
+import itertools
 import math
 import socket
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from live import BUNDLE, MODEL, VERSION, Gate, Running, running, samples, wait_until
 
+import service.engine
 import service.models
 from model_store import images
 from model_store.bundle import Bundle, load_bundle
@@ -84,6 +86,29 @@ def test_a_server_learns_on_its_device_which_batches_pay(
             assert post(server, array.getvalue()).status_code == 200
         assert set(batches) == sizes
         assert sum(batches) == 10
+
+
+def test_what_disturbs_a_start_for_a_while_does_not_decide_which_batches_pay(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches in a row take four times as long: those of size 2, were sizes timed one after another."""
+    calls, a_size, clock = itertools.count(), 1 + service.engine.TIMED, [0.0]
+
+    def load(*args: Any, **kwargs: Any) -> Bundle:
+        bundle = load_bundle(*args, **kwargs)
+        start = bundle.predictor.scorer.runtime.start
+
+        def slow(images: np.ndarray) -> Any:
+            clock[0] += 0.08 if next(calls) in range(a_size, 2 * a_size) else 0.02
+            return start(images)
+
+        monkeypatch.setattr(bundle.predictor.scorer.runtime, "start", slow)
+        return bundle
+
+    monkeypatch.setattr(service.models, "load_bundle", load)
+    monkeypatch.setattr(service.engine.time, "perf_counter", lambda: clock[0])
+    with running(settings(max_batch_size=6)) as server:
+        assert server.state.models.engines[0]._batcher.sizes == (1, 2, 3, 4, 6)
 
 
 def test_while_a_batch_runs_the_next_one_gathers(
