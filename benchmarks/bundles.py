@@ -11,14 +11,17 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from model_store import images
 from model_store.bundle import BundleDraft
-from model_store.manifest import Execution
+from model_store.manifest import Execution, PreprocessSpec
 from model_store.networks import NetworkOutput, NormalisedNetwork, build_network
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.store import BundleRef, Store
+from training import encode
 from training.calibrate import calibrate
 from training.config import Recipe, read_recipe
 from training.datasets import ImageSet, load_set
@@ -33,7 +36,8 @@ LOGIT_OF_CLASS = 10.0
 """What the last layer is fitted to for an image's class, 0 for the others: energies near 10, as trained ones have."""
 RIDGE = 1e-2
 IMAGES_A_CLASS = 6
-"""Fewer in all than features, so that the last layer tells them apart by far more than what bfloat16 rounds away."""
+"""With as many as JPEG, as some golden images are, fewer in all than features, so that the last layer tells them apart
+by far more than what bfloat16 rounds away."""
 BFLOAT16_TOLERANCE = 1.0
 """bfloat16 has 8 significant bits: on features that were not trained, some tenths of an energy of 10."""
 
@@ -67,17 +71,22 @@ def fitted_network(recipe: Recipe, known: ImageSet) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.network)
-    pixels = torch.from_numpy(known.images)
+    pixels = torch.from_numpy(np.concatenate([known.images, _as_jpeg(known.images, recipe.preprocess)]))
     _fit_batch_norm(network, NormalisedNetwork(network, recipe.preprocess).normalise(pixels))
     with torch.inference_mode():
         output: NetworkOutput = NormalisedNetwork(network.eval(), recipe.preprocess)(pixels)
-    _fit_head(network, output.features, torch.from_numpy(known.labels))
+    _fit_head(network, output.features, torch.from_numpy(known.labels).repeat(2))
     return network.eval()
 
 
 def _first_of_each_class(known: ImageSet) -> ImageSet:
     found = [np.flatnonzero(known.labels == label)[:IMAGES_A_CLASS] for label in range(len(known.classes))]
     return known.subset(np.concatenate(found))
+
+
+def _as_jpeg(pixels: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Return what comes of images that are sent as JPEG."""
+    return np.stack([images.load(encode.jpeg(image, quality=90), spec) for image in pixels])
 
 
 def _fit_batch_norm(network: nn.Module, images: Tensor) -> None:
