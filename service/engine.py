@@ -23,8 +23,6 @@ from service.stages import Stage
 
 CLOSE_S = 5.0
 """A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
-WORTHWHILE = 0.95
-"""A batch size is used if an image of it takes at most so much of what one of the next smaller size does."""
 TIMED, LONG_S = 4, 0.1
 """Batches of a size that are timed; fewer, where that takes long, which little disturbs."""
 log = logging.getLogger(__name__)
@@ -64,7 +62,7 @@ def worthwhile(seconds: Mapping[int, float]) -> tuple[int, ...]:
     """
     kept = [min(seconds)]
     for size in sorted(seconds)[1:]:
-        if seconds[size] / size <= WORTHWHILE * seconds[kept[-1]] / kept[-1]:
+        if seconds[size] / size < seconds[kept[-1]] / kept[-1]:
             kept.append(size)
     return tuple(kept)
 
