@@ -16,6 +16,8 @@ from training.pipeline import Run
 from training.progress import silent
 
 ROOT = Path(__file__).parents[1]
+LATER: set[ScoreName] = {"energy_mahalanobis"}
+"""What came after the bundle; fine-tuned networks are not better judged by it (docs/results)."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_shipped_figures_are_within_what_was_promised(bundle: Bundle) -> None:
     assert served["JPEG quality 90"].false_flags <= 8
     assert served["as they are"].accuracy - served["JPEG quality 90"].accuracy <= 2
     scores = evaluation.scores
-    assert scores.keys() == set(get_args(ScoreName)) == set(bundle.manifest.score_names)
+    assert scores.keys() == set(get_args(ScoreName)) - LATER == set(bundle.manifest.score_names)
     assert all(3.5 <= score.false_flags <= 6 for score in scores.values())
 
 

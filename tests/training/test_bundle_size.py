@@ -114,7 +114,7 @@ def test_recipe_of_too_large_a_bundle_is_refused_before_training(
     tiny: Recipe, image_sets: Path, tmp_path: Path
 ) -> None:
     run = Run(_limited(tiny, 300_000), image_sets, tmp_path, torch.device("cpu"), silent, silent)
-    with pytest.raises(RecipeError, match=r"recipe tiny .* at least .* knn 25,600, .*, calibration scores 2,000"):
+    with pytest.raises(RecipeError, match=r"recipe tiny .* at least .* knn 25,600, .*, calibration scores 2,200"):
         run.check()
     without_bundle = tiny.data.model_copy(update={"calibration_images": 0})
     recipe = _limited(tiny, 300_000).model_copy(update={"data": without_bundle})
