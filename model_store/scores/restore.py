@@ -58,15 +58,14 @@ def restore_score(spec: ScoreSpec, statistics: Mapping[str, Tensor], head: Head)
         case KnnSpec():
             return Knn(spec.k, _enough_rows(spec, statistics["reference"]))
         case MahalanobisSpec():
-            return Mahalanobis(Whitened(statistics["class_means"], statistics["whitening"]))
+            return Mahalanobis(_classes(statistics))
         case RelativeMahalanobisSpec():
             background = Whitened(statistics["background_mean"][None], statistics["background_whitening"])
-            return RelativeMahalanobis(Whitened(statistics["class_means"], statistics["whitening"]), background)
+            return RelativeMahalanobis(_classes(statistics), background)
         case VimSpec():
             return Vim(statistics["origin"], statistics["residual"], statistics["alpha"])
         case EnergyMahalanobisSpec():
-            classes_apart = Whitened(statistics["class_means"], statistics["whitening"])
-            return EnergyMahalanobis(classes_apart, statistics["alpha"])
+            return EnergyMahalanobis(_classes(statistics), statistics["alpha"])
 
 
 def statistic_shapes(spec: ScoreSpec, classes: int, width: int) -> dict[str, Shape]:
@@ -87,6 +86,10 @@ def statistic_shapes(spec: ScoreSpec, classes: int, width: int) -> dict[str, Sha
             return {"class_means": (classes, width), "whitening": (width, width), "alpha": ()}
         case _:
             return {}
+
+
+def _classes(statistics: Mapping[str, Tensor]) -> Whitened:
+    return Whitened(statistics["class_means"], statistics["whitening"])
 
 
 def _require(name: str, tensor: Tensor | None, shape: Shape | None) -> None:
