@@ -75,10 +75,11 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and both results.json
+results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and every results.json
 	$(BIN)/ood-train card cifar10 --readme README.md --out docs/model-card-cifar10.md
-	$(BIN)/ood-train report docs/results/paper-short --into docs/results/README.md
-	$(BIN)/ood-train report docs/results/paper-short --into README.md
+	$(BIN)/ood-train report docs/results/paper-short
+	$(BIN)/ood-train report docs/results/paper --into docs/results/README.md
+	$(BIN)/ood-train report docs/results/paper --into README.md
 	$(BIN)/python -m benchmarks.report --into README.md
 
 clean:  ## Remove what was built here

@@ -173,4 +173,4 @@ def test_roc_curve_by_hand() -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/results/README.md"])
 def test_tables_of_the_documents_are_generated_from_the_kept_results(document: str) -> None:
     text = (ROOT / document).read_text()
-    assert report.renew(text, read_results(ROOT / "docs/results/paper-short/results.json")) == text
+    assert report.renew(text, read_results(ROOT / "docs/results/paper/results.json")) == text
