@@ -241,7 +241,7 @@ def reproduce(
     size: Annotated[Path, typer.Option("--size", help="paper, cpu, tests, or a file of one's own.")] = Path("paper"),
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="An in-distribution set, experiment, network or method; repeatable, or by commas."),
+        typer.Option("--only", help="In-distribution sets, experiments, methods, patterns; repeatable, or by commas."),
     ] = None,
     device: DeviceOption = None,
 ) -> None:

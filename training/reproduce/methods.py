@@ -1,5 +1,6 @@
 """Every method of the experiments, by name: which network, which score, and which experiment it belongs to."""
 
+import fnmatch
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -99,25 +100,28 @@ class Only:
 
     in_distribution: frozenset[str] | None = None
     parts: frozenset[str] | None = None
-    """Names of experiments, networks and methods."""
+    """Names of experiments and methods."""
 
     def wants(self, method: Method) -> bool:
-        """Return whether a method was asked for by its own name, its network's or its experiment's."""
-        return self.parts is None or not self.parts.isdisjoint({method.name, method.network, method.experiment})
+        """Return whether a method was asked for by its own name or its experiment's."""
+        return self.parts is None or not self.parts.isdisjoint({method.name, method.experiment})
 
 
-def read_only(names: Collection[str], size: Size, benchmark: Benchmark) -> Only:
-    """Read names of in-distribution sets, experiments, networks and methods.
+def read_only(asked: Collection[str], size: Size, benchmark: Benchmark) -> Only:
+    """Read names, or shell patterns (`ours+*`), of in-distribution sets, experiments and methods.
 
     Raises:
-        RecipeError: a name that is none of them.
+        RecipeError: one that none of them matches.
     """
-    parts = {part for method in methods(size) for part in (method.experiment, method.network, method.name)}
-    if unknown := set(names) - parts - benchmark.in_distribution.keys():
+    sets, parts = set(benchmark.in_distribution), {part for m in methods(size) for part in (m.experiment, m.name)}
+    if unknown := [name for name in asked if not fnmatch.filter(sets | parts, name)]:
         named = [name for name in sorted(parts) if "=" not in name and "+" not in name]
         raise RecipeError(
-            f"--only names {', '.join(sorted(unknown))}; there are the in-distribution sets "
-            f"{', '.join(benchmark.in_distribution)} and the experiments, networks and methods {', '.join(named)}"
+            f"--only names {', '.join(unknown)}; there are the in-distribution sets "
+            f"{', '.join(benchmark.in_distribution)} and the experiments and methods {', '.join(named)}"
         )
-    sets, others = benchmark.in_distribution.keys() & set(names), parts & set(names)
-    return Only(frozenset(sets) or None, frozenset(others) or None)
+    return Only(_matched(sets, asked) or None, _matched(parts, asked) or None)
+
+
+def _matched(names: set[str], patterns: Collection[str]) -> frozenset[str]:
+    return frozenset(name for pattern in patterns for name in fnmatch.filter(names, pattern))
