@@ -74,7 +74,7 @@ def average(
     if spec.fine_tuned is not None:
         networks = network.state_dict(), load_file(finetuned / WEIGHTS)
         network.load_state_dict(mean(networks, (1 - spec.fine_tuned, spec.fine_tuned)))
-    labelled = LabelledBatches(train_set, spec.batch_size, recipe.augment, device)
+    labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device)
     batches = mixed_batches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
     whole = NormalisedNetwork(network, recipe.preprocess).to(device)
     measure_batch_norm(whole, batches, Generator(device).manual_seed(recipe.seed))

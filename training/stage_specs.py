@@ -101,16 +101,17 @@ class FinetuneSpec(OptimisationSpec):
 class AverageSpec(Frozen):
     """The mean of networks is taken as it is, but for its batch-norm statistics, which are measured anew.
 
-    On batches with outliers in each, as in fine-tuning, but augmented by the recipe's own `augment`, not by the
-    fine-tuning's. Of which networks: of the bundles that the recipe starts from, all alike; or, where it fine-tunes, of
-    the classifier and the fine-tuned network (WiSE-FT; Wortsman et al., 2022), between which lies the choice between
-    accuracy and distance of energies.
+    On batches with outliers in each, as in fine-tuning. Of which networks: of the bundles that the recipe starts from,
+    all alike; or, where it fine-tunes, of the classifier and the fine-tuned network (WiSE-FT; Wortsman et al., 2022),
+    between which lies the choice between accuracy and distance of energies.
     """
 
     batch_size: int = Field(ge=2)
     outlier_batch_size: int = Field(ge=1)
     fine_tuned: OpenFraction | None = None
     """The weight of the fine-tuned network beside the classifier; for a recipe that fine-tunes, and only for that."""
+    augment: AugmentSpec | None = None
+    """Taken instead of the recipe's own, if given; that of a fine-tuning is not."""
 
 
 class ExecutionSpec(Frozen):

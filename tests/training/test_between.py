@@ -1,5 +1,6 @@
 """The network between a classifier and what it was fine-tuned to."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from model_store.bundle import read_manifest
 from model_store.store import Store
+from training.augment_spec import AugmentSpec
 from training.config import Recipe
 from training.errors import RecipeError, ResumeError
 from training.pipeline import Run
@@ -70,7 +72,7 @@ def test_its_figures_stand_beside_the_classifiers(run: Run, bundle: Path) -> Non
     assert manifest.evaluation.untuned is not None
     assert manifest.evaluation.untuned != manifest.evaluation.fine_tuned
     assert list(manifest.provenance.stage_seconds) == ["pretrain", "finetune"]
-    assert manifest.provenance.recipe["average"] == AVERAGE
+    assert manifest.provenance.recipe["average"] == AVERAGE | {"augment": None}
 
 
 def test_another_share_needs_no_training(run: Run, tmp_path: Path) -> None:
@@ -82,6 +84,18 @@ def test_another_share_needs_no_training(run: Run, tmp_path: Path) -> None:
     other = replace(run, recipe=changed(run.recipe, average={"fine_tuned": 0.5}))
     with pytest.raises(ResumeError, match=r"average\.fine_tuned = 0\.25, now 0\.5"):
         other.average()
+
+
+def test_statistics_are_of_the_augmentation_that_it_names(run: Run, tmp_path: Path) -> None:
+    """Noise makes what the first convolution gives more varied; weights stay as they are."""
+    shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("average"))
+    noisy = AugmentSpec(noise_sd_max=64.0)
+    recipe = changed(run.recipe, average={"augment": noisy.model_dump()})
+    replace(run, recipe=recipe, folder=tmp_path / "run").average()
+    found, plain = (weights(folder / "average") for folder in (tmp_path / "run", run.folder))
+    after_first = "stages.0.bn1.running_var"
+    assert found[after_first].mean() > 1.1 * plain[after_first].mean()
+    assert all(torch.equal(found[name], value) for name, value in plain.items() if "running" not in name)
 
 
 def test_a_mean_of_what_is_not_trained_is_refused(run: Run, tmp_path: Path) -> None:
