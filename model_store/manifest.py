@@ -196,7 +196,8 @@ class ImageSetRecord(Frozen):
     """One set that went in.
 
     fitted: images of the set as it was read that had another size than the network's. in_training: images whose pixels
-    are those of a training image.
+    are those of a training image or an outlier. uneven_classes: of the set that was trained on, how many images each
+    class has; None where all have as many.
     """
 
     role: str
@@ -206,6 +207,7 @@ class ImageSetRecord(Frozen):
     sha256: Sha256
     fitted: int = Field(default=0, ge=0)
     in_training: int = Field(default=0, ge=0)
+    uneven_classes: tuple[int, ...] | None = None
 
 
 class Provenance(Frozen):

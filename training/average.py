@@ -77,6 +77,7 @@ def average(
     labelled = LabelledBatches(train_set, spec.batch_size, spec.augment or recipe.augment, device)
     batches = mixed_batches(labelled, outliers, spec.outlier_batch_size, recipe.seed)
     whole = NormalisedNetwork(network, recipe.preprocess).to(device)
+    torch.manual_seed(recipe.seed)  # of dropout, which a stage before in this process would have drawn from
     measure_batch_norm(whole, batches, Generator(device).manual_seed(recipe.seed))
     write_weights(folder, network)
     return network

@@ -62,6 +62,12 @@ class ImageSet:
         return len(self.rows)
 
     @property
+    def uneven_classes(self) -> tuple[int, ...] | None:
+        """How many images each class has; None where all have as many."""
+        counts = tuple(np.bincount(self.labels, minlength=len(self.classes)).tolist())
+        return counts if len(set(counts)) > 1 else None
+
+    @property
     def images(self) -> NDArray[np.uint8]:
         """A copy in memory, uint8 (N, H, W, 3)."""
         images: NDArray[np.uint8] = np.asarray(self.pixels[self.rows])
@@ -176,8 +182,28 @@ def require_classes(image_set: ImageSet, num_classes: int) -> None:
         raise DataError(f"{image_set.name} has no images of class {', '.join(empty)}")
 
 
+def require_same_classes(test: ImageSet, train: ImageSet) -> None:
+    """Refuse test images whose labels mean other classes than the training images'.
+
+    Raises:
+        DataError: classes are others, or stand in another order.
+    """
+    if test.classes != train.classes:
+        raise DataError(f"{test.name} has classes {test.classes}; {train.name} has {train.classes}")
+
+
+def class_shares(counts: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """Share out `rows` among classes of so many images, each its part; what rounding leaves, to who lost most by it."""
+    exact = counts * (rows / counts.sum())
+    shares: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    shares[np.argsort(shares - exact, kind="stable")[: rows - shares.sum()]] += 1
+    return shares
+
+
 def split_calibration(train: ImageSet, calibration_images: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a training set, stratified by class and seeded, into (what is trained on, what calibrates).
+    """Split a training set, seeded, into (what is trained on, what calibrates): of each class its share.
+
+    A threshold's guarantee is for images of the classes' shares that calibrate: so many of each are held out.
 
     Raises:
         DataError: a class would have no image left to train on.
@@ -195,11 +221,8 @@ def split_validation(train: ImageSet, validation_images: int, seed: int) -> tupl
 
 
 def _hold_out(train: ImageSet, images: int, generator: np.random.Generator, key: str) -> tuple[ImageSet, ImageSet]:
-    num_classes = len(train.classes)
-    shares = np.full(num_classes, images // num_classes)
-    shares[: images % num_classes] += 1
     chosen = []
-    for label, share in enumerate(shares):
+    for label, share in enumerate(class_shares(np.bincount(train.labels, minlength=len(train.classes)), images)):
         members = np.flatnonzero(train.labels == label)
         if share >= len(members):
             raise DataError(

@@ -21,7 +21,7 @@ from model_store.score_specs import (
     VimSpec,
 )
 from model_store.scores import Head, OnePassScore, restore_score
-from training.datasets import ImageSet
+from training.datasets import ImageSet, class_shares
 from training.errors import DataError
 
 _ROWS_AT_ONCE = 8192
@@ -122,17 +122,14 @@ def _fitted(spec: ScoreSpec, features: Tensor, labels: Tensor, head: Head) -> di
 def stratified_rows(labels: NDArray[np.int64], rows: int, seed: int) -> NDArray[np.int64]:
     """Return `rows` of the indices of labels, ascending: of each class its share of all, drawn by the seed.
 
-    All of them where there are no more. What rounding down leaves goes to the classes that lost most by it.
+    All of them where there are no more.
     """
     if len(labels) <= rows:
         return np.arange(len(labels))
     generator = np.random.default_rng(seed)
-    exact = np.bincount(labels) * (rows / len(labels))
-    shares = np.floor(exact).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: rows - shares.sum()]] += 1
     drawn = [
         generator.choice(np.flatnonzero(labels == label), share, replace=False)
-        for label, share in enumerate(shares)
+        for label, share in enumerate(class_shares(np.bincount(labels), rows))
         if share
     ]
     return np.sort(np.concatenate(drawn))

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 from model_store.manifest import ImageSetRecord
 from training.datasets import ImageSet
 
+TRAINED_ON = ("train", "calibration", "outliers")
+"""Roles whose images nothing else should hold: the threshold is set on the second."""
+
 
 @dataclass(frozen=True)
 class Overlap:
-    """Images of one role whose pixels, as the network sees them, are those of training images.
+    """Images of one role whose pixels, as the network sees them, are those of training images or of outliers.
 
-    `shared` counts them; `example` says where the first of them came from, and `twin` where a training image did that
-    it equals.
+    `shared` counts them; `example` says where the first of them came from, and `twin` where the image did that it
+    equals.
     """
 
     role: str
@@ -29,8 +32,9 @@ class Overlap:
     def __str__(self) -> str:
         """Say it in a line."""
         are = "is a training image" if self.shared == 1 else "are training images"
+        too = "" if self.role in TRAINED_ON else " or outlier" if self.shared == 1 else " or outliers"
         return (
-            f"{self.role}: {self.shared:,} of {self.images:,} images of {self.name} {are}, pixel for pixel; "
+            f"{self.role}: {self.shared:,} of {self.images:,} images of {self.name} {are}{too}, pixel for pixel; "
             f"{self.example} is {self.twin}"
         )
 
@@ -47,21 +51,25 @@ def digests(image_set: ImageSet) -> NDArray[np.uint64]:
 
 
 def overlaps(sets: Mapping[str, ImageSet]) -> dict[str, Overlap]:
-    """Return, by role, which sets share images with the training set.
+    """Return, by role, which sets share images with what the network is trained on.
 
-    sets: by role, `train` (what is trained on) and `calibration` (what was held out of it) among them. Those held out
-    are looked for among those trained on; all others among both.
+    sets: by role, `train` (what is trained on) and `calibration` (what was held out of it) among them, `outliers` where
+    there are any. Each is looked for among those before it in this order, all others among these three.
     """
-    known = {role: digests(sets[role]) for role in ("train", "calibration")}
-    found = {"calibration": _overlap("calibration", sets, known["calibration"], {"train": known["train"]})}
-    for role, image_set in sets.items():
-        if role not in known:
-            found[role] = _overlap(role, sets, digests(image_set), known)
+    known: dict[str, NDArray[np.uint64]] = {}
+    found = {}
+    for role in (*TRAINED_ON, *(role for role in sets if role not in TRAINED_ON)):
+        if role not in sets:
+            continue
+        own = digests(sets[role])
+        found[role] = _overlap(role, sets, own, known) if known else None
+        if role in TRAINED_ON:
+            known[role] = own
     return {role: overlap for role, overlap in found.items() if overlap is not None}
 
 
 def records(sets: Mapping[str, ImageSet], found: Mapping[str, Overlap]) -> tuple[ImageSetRecord, ...]:
-    """Return what a manifest says of the sets and of the training images found in them, by role."""
+    """Return what a manifest says of the sets and of the images found in them that are trained on, by role."""
     return tuple(
         ImageSetRecord(
             role=role,
@@ -71,6 +79,7 @@ def records(sets: Mapping[str, ImageSet], found: Mapping[str, Overlap]) -> tuple
             sha256=image_set.fingerprint,
             fitted=image_set.fitted,
             in_training=found[role].shared if role in found else 0,
+            uneven_classes=image_set.uneven_classes if role == "train" else None,
         )
         for role, image_set in sets.items()
         if len(image_set)  # a recipe may hold out nothing to calibrate on
@@ -85,12 +94,13 @@ def _overlap(
         return None
     first = int(shared[0])
     part, at = next((part, int(at)) for part, values in known.items() for at in np.flatnonzero(values == own[first]))
-    train = sets[part]
+    twin = sets[part]
+    of_class = f" ({twin.classes[twin.labels[at]]})" if part != "outliers" else ""
     return Overlap(
         role=role,
         name=sets[role].name,
         images=len(own),
         shared=len(shared),
         example=sets[role].where(first),
-        twin=f"{train.where(at)} ({train.classes[train.labels[at]]})",
+        twin=f"{twin.where(at)}{of_class}",
     )

@@ -39,6 +39,7 @@ from training.run_folder import (
     is_done,
     read_weights,
     require_inputs,
+    require_unbegun,
     require_writable,
     weights_sha256,
     write_json,
@@ -47,6 +48,7 @@ from training.run_sets import RunSets
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
 from training.start import start, untuned_figures
+from training.synthetic_outliers import KINDS
 from training.trainer import CHECKPOINT, Progress, read_checkpoint
 
 START, PRETRAIN, SELECT, FINETUNE, AVERAGE, CALIBRATE, EVALUATE = (
@@ -82,7 +84,8 @@ class Run:
         """Refuse, before anything is read, batches that the processes cannot share evenly, and too small a calibration.
 
         Raises:
-            RecipeError: a batch size of any stage is no multiple of the number of processes.
+            RecipeError: a batch size of any stage is no multiple of the number of processes, or a process's share of a
+                batch has not all kinds of synthetic outliers.
             DataError: fewer calibration images than the method needs.
         """
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
@@ -91,6 +94,14 @@ class Run:
             sizes["finetune.outlier_batch_size"] = self.recipe.finetune.outlier_batch_size
         for what, size in sizes.items():
             self.processes.require_divisible(what, size)
+        if self.recipe.finetune is not None and self.recipe.data.outliers_are_synthetic:
+            own = self.recipe.finetune.outlier_batch_size // self.processes.count
+            if own < len(KINDS):
+                raise RecipeError(
+                    f"finetune.outlier_batch_size is {self.recipe.finetune.outlier_batch_size}, {own} in each of "
+                    f"{self.processes.count} processes; synthetic outliers are of {len(KINDS)} kinds, and each process "
+                    f"makes one of each a batch: take at least {len(KINDS) * self.processes.count}"
+                )
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
 
@@ -132,6 +143,9 @@ class Run:
         self._require_fit()
         for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
             self.processes.require_last_share(len(self.sets.train), spec.batch_size)
+        if self.recipe.pretrain:
+            left = len(self.sets.train) % self.recipe.pretrain.batch_size // self.processes.count
+            self._require_fit(images=1 if left == 1 else 2)
         _ = self.sets.outliers
         self.processes.first_does(self._check_roles)
 
@@ -147,8 +161,8 @@ class Run:
         for overlap in self.sets.overlaps.values():
             self.say(f"warning: {overlap}")
 
-    def _require_fit(self) -> None:
-        self.processes.first_does(lambda: require_fit(self.recipe.network, self.recipe.preprocess))
+    def _require_fit(self, images: int = 2) -> None:
+        self.processes.first_does(lambda: require_fit(self.recipe.network, self.recipe.preprocess, images))
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a network that there is; or take that as it is.
@@ -161,6 +175,8 @@ class Run:
         train_set, processes = self.sets.train, self.processes
         if recipe.start is None and recipe.weights is None:
             return pretrain(recipe, train_set, folder, self.device, self.progress, processes)
+        if recipe.pretrain and not is_done(self._start_folder):
+            require_unbegun(folder, self._start_folder)
         network = processes.first_does(self._begin)
         if recipe.pretrain is None:
             return network

@@ -28,7 +28,11 @@ def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
         "pretrain": recipe.pretrain.model_dump() if recipe.pretrain else None,
         "start": recipe.start,
         "weights": recipe.weights,
-        "train": {"sha256": train_set.fingerprint, "images": len(train_set)},
+        "train": {
+            "sha256": train_set.fingerprint,
+            "images": len(train_set),
+            "uneven_classes": train_set.uneven_classes,  # how a split held out each class
+        },
     }
 
 

@@ -7,8 +7,10 @@ from model_store.networks import NormalisedNetwork, build_network
 from training.errors import RecipeError
 
 
-def require_fit(spec: NetworkSpec, preprocess: PreprocessSpec) -> None:
-    """Refuse a network that cannot be trained on images of this size, by a forward pass of two on the CPU.
+def require_fit(spec: NetworkSpec, preprocess: PreprocessSpec, images: int = 2) -> None:
+    """Refuse a network that cannot be trained on images of this size, by a forward pass on the CPU.
+
+    images: how many the smallest batch has, 1 or 2 for more: batch norm over maps of one pixel needs two.
 
     Raises:
         RecipeError: what the network says to them.
@@ -16,12 +18,14 @@ def require_fit(spec: NetworkSpec, preprocess: PreprocessSpec) -> None:
     if isinstance(spec, OnnxSpec):  # whose graph comes with the weights, and is not trained
         return
     network = NormalisedNetwork(build_network(spec), preprocess).train()
-    images = torch.zeros(2, preprocess.height, preprocess.width, 3, dtype=torch.uint8)
+    batch = torch.zeros(images, preprocess.height, preprocess.width, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
-            network(images)
+            network(batch)
     except Exception as err:  # every architecture has an error of its own
+        size, way_out = f"{preprocess.height}x{preprocess.width}", "take another preprocess.height and preprocess.width"
+        if images == 1:
+            size, way_out = f"{size}, one of them alone in the last batch of an epoch", "change pretrain.batch_size"
         raise RecipeError(
-            f"network {spec.title} cannot be trained on images of {preprocess.height}x{preprocess.width} ({err}); take "
-            "another preprocess.height and preprocess.width, or another network"
+            f"network {spec.title} cannot be trained on images of {size} ({err}); {way_out}, or take another network"
         ) from err

@@ -320,7 +320,7 @@ def _data_table(manifest: Manifest) -> str:
 
 def _data_notes(manifest: Manifest) -> str:
     notes = [
-        f"{d.role}: {d.in_training:,} of its images are training images, pixel for pixel."
+        f"{d.role}: {d.in_training:,} of its images are training images or outliers, pixel for pixel."
         for d in manifest.provenance.data
         if d.in_training
     ]

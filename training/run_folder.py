@@ -96,6 +96,19 @@ def require_inputs(folder: Path, inputs: dict[str, Any]) -> None:
         )
 
 
+def require_unbegun(folder: Path, origin: Path) -> None:
+    """Refuse a stage that was begun from what was in `origin`, which is there no more and may come back as another.
+
+    Raises:
+        ResumeError: it was.
+    """
+    if (folder / INPUTS).exists():
+        raise ResumeError(
+            f"{folder} was begun from what was in {origin}, which is gone; remove {folder.name} as well to begin "
+            "again, or take another folder"
+        )
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader, a restart, or a start after a power loss finds all of it, or what was there.
 

@@ -6,9 +6,15 @@ from pathlib import Path
 
 from model_store.manifest import ImageSetRecord
 from training.config import Recipe
-from training.datasets import ImageSet, load_set, require_classes, require_one_encoding, split_calibration
+from training.datasets import (
+    ImageSet,
+    load_set,
+    require_classes,
+    require_one_encoding,
+    require_same_classes,
+    split_calibration,
+)
 from training.distributed import Processes
-from training.errors import DataError
 from training.evaluate import Say, TestSets
 from training.overlap import Overlap, overlaps, records
 
@@ -68,8 +74,7 @@ class RunSets:
             DataError: a set is missing, or the test images are not of the training images' classes.
         """
         train, tests = self.train, self.tests
-        if tests.test.classes != train.classes:
-            raise DataError(f"{tests.test.name} has classes {tests.test.classes}; {train.name} has {train.classes}")
+        require_same_classes(tests.test, train)
         ood = {f"ood {name}": image_set for name, image_set in tests.ood.items()}
         return {"train": train, "calibration": self.held_out} | self._outliers_by_role | {"test": tests.test} | ood
 

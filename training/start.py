@@ -100,12 +100,19 @@ def _require_same_split(start: str, recipe: Recipe, train_set: ImageSet, found: 
     Only the same split of the same images excludes it, for the bundle and for those that it started from in turn.
     """
     held_out, origin = recipe.data.calibration_images, found.provenance
+    trained_on = next((record for record in origin.data if record.role == "train"), None)
     then = {
-        "train sha256": next((record.sha256 for record in origin.data if record.role == "train"), None),
+        "train sha256": trained_on and trained_on.sha256,
+        "images of each class": trained_on and trained_on.uneven_classes,
         "seed": origin.seed,
         "calibration_images": origin.recipe.get("data", {}).get("calibration_images"),
     }
-    now = {"train sha256": train_set.fingerprint, "seed": recipe.seed, "calibration_images": held_out}
+    now = {
+        "train sha256": train_set.fingerprint,
+        "images of each class": train_set.uneven_classes,
+        "seed": recipe.seed,
+        "calibration_images": held_out,
+    }
     for what, value in now.items():
         if held_out and value != then[what]:
             raise RecipeError(

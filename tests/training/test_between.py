@@ -98,6 +98,23 @@ def test_statistics_are_of_the_augmentation_that_it_names(run: Run, tmp_path: Pa
     assert all(torch.equal(found[name], value) for name, value in plain.items() if "running" not in name)
 
 
+def test_statistics_do_not_depend_on_what_this_process_drew_before(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    """Dropout draws from PyTorch's one generator, which a fine-tuning in the same process leaves elsewhere."""
+    recipe = changed(tiny, network={"dropout": 0.3}, pretrain={"epochs": 1}, finetune={"epochs": 1}, average=AVERAGE)
+    run = Run(recipe, image_sets, tmp_path, torch.device("cpu"), silent, silent)
+    run.pretrain()
+    run.finetune()
+    run.average()
+    found = weights(tmp_path / "average")
+    shutil.rmtree(tmp_path / "average")
+    torch.manual_seed(5)
+    run.average()
+    again = weights(tmp_path / "average")
+    assert all(torch.equal(again[name], value) for name, value in found.items())
+
+
 def test_a_mean_of_what_is_not_trained_is_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match="run the stage pretrain first"):
         replace(run, folder=tmp_path).average()

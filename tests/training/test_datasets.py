@@ -420,6 +420,16 @@ def test_calibration_split_is_stratified_disjoint_and_seeded(train_set: ImageSet
     assert not np.array_equal(split_calibration(train_set, 55, seed=4)[1].images, held_out.images)
 
 
+def test_calibration_split_holds_out_each_class_by_its_share(train_set: ImageSet) -> None:
+    """A threshold set on other shares than those of what is sent has another rate of false flags."""
+    uneven = train_set.subset(np.flatnonzero((train_set.labels != 3) | (np.cumsum(train_set.labels == 3) <= 4)))
+    assert uneven.uneven_classes == (20, 20, 20, 4, *[20] * 6)
+    fit, held_out = split_calibration(uneven, 46, seed=0)
+    assert np.bincount(held_out.labels).tolist() == [5, 5, 5, 1, *[5] * 6]
+    assert fit.uneven_classes == (15, 15, 15, 3, *[15] * 6)
+    assert train_set.uneven_classes is None
+
+
 def test_calibration_split_of_nothing_trains_on_all(train_set: ImageSet) -> None:
     fit, held_out = split_calibration(train_set, 0, seed=0)
     assert (len(fit), len(held_out)) == (200, 0)

@@ -222,6 +222,18 @@ def test_batch_that_cannot_be_shared_evenly_is_refused_before_anything_is_read(
     Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent, processes=Processes(1, 2))
 
 
+def test_share_without_every_kind_of_synthetic_outlier_is_refused_before_anything_is_read(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    data = tiny.data.model_copy(update={"outliers": "synthetic"})
+    recipe = tiny.model_copy(
+        update={"data": data, "finetune": tiny.finetuning.model_copy(update={"outlier_batch_size": 40})}
+    )
+    with pytest.raises(RecipeError, match=r"outlier_batch_size is 40, 8 in each of 5 processes; .* at least 45"):
+        Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent, processes=Processes(0, 5))
+    Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent, processes=Processes(0, 2))
+
+
 def test_last_batch_that_leaves_a_process_without_images_is_refused(train_set: ImageSet) -> None:
     spec = AugmentSpec()
     with pytest.raises(

@@ -1,5 +1,6 @@
 """Networks that were trained elsewhere: their weights from a file, calibrated as they are or fine-tuned."""
 
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -112,6 +113,24 @@ def test_run_goes_on_without_the_file_and_not_with_another(
     (data / "given.pt").unlink()
     run.pretrain()
     assert weights_sha256(run.folder / "pretrain") == kept
+
+
+def test_network_that_was_trained_from_other_weights_is_no_fresh_one(
+    quick: Recipe, data: Path, tmp_path: Path, weights: dict[str, Tensor]
+) -> None:
+    """Removing what was begun with them, as asked, leaves a trained network that no longer says so."""
+    torch.save(weights, data / "given.pt")
+    pretrain = {"epochs": 1, "batch_size": 50, "learning_rate": 0.01}
+    run = Run(_recipe(quick, pretrain=pretrain), data, tmp_path / "run", CPU, silent, silent)
+    run.pretrain()
+    torch.save(weights | {"head.bias": weights["head.bias"] + 1}, data / "given.pt")
+    shutil.rmtree(run.folder / "start")
+    with pytest.raises(
+        ResumeError, match=r"run/pretrain was begun from what was in .*start, .*remove pretrain as well"
+    ):
+        run.pretrain()
+    shutil.rmtree(run.folder / "pretrain")
+    run.pretrain()
 
 
 def test_library_s_own_names_and_half_precision_are_understood(tmp_path: Path) -> None:

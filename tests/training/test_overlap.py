@@ -44,10 +44,12 @@ def test_shared_images_are_counted_by_role(sets: dict[str, ImageSet], pixels: np
     sets["outliers"] = _set("outliers", pixels[[12, 6, 13, 6, 10]])  # 6 twice; 10 is held out, and known all the same
     sets["test"] = _set("test", pixels[14:])
     sets["ood far"] = _set("far", pixels[[15, 16, 0]])
+    sets["ood near"] = _set("near", pixels[[15, 13, 12]])  # two outliers, which are trained on as well
     assert overlaps(sets) == {
         "calibration": Overlap("calibration", "mine/train", 4, 1, "mine/train[8]", "mine/train[3] (dog)"),
         "outliers": Overlap("outliers", "outliers", 5, 3, "outliers[1]", "mine/train[6] (cat)"),
         "ood far": Overlap("ood far", "far", 3, 1, "far[2]", "mine/train[0] (cat)"),
+        "ood near": Overlap("ood near", "near", 3, 2, "near[1]", "outliers[2]"),
     }
 
 
@@ -62,10 +64,11 @@ def test_images_that_differ_in_one_bit_are_two(sets: dict[str, ImageSet], pixels
 def test_overlap_is_told_in_a_line() -> None:
     one = Overlap("ood cifar100", "cifar100/test", 10000, 1, "cifar100/test[1934]", "cifar10/train[10885] (dog)")
     assert str(one) == (
-        "ood cifar100: 1 of 10,000 images of cifar100/test is a training image, pixel for pixel; "
+        "ood cifar100: 1 of 10,000 images of cifar100/test is a training image or outlier, pixel for pixel; "
         "cifar100/test[1934] is cifar10/train[10885] (dog)"
     )
-    assert "2,000 of 10,000 images of cifar100/test are training images" in str(replace(one, shared=2000))
+    assert "cifar100/test are training images or outliers, pixel" in str(replace(one, shared=2000))
+    assert "images of cifar100/test are training images, pixel" in str(replace(one, shared=2000, role="outliers"))
 
 
 def test_digests_are_of_the_rows_of_a_memory_map(pixels: np.ndarray, tmp_path: Path) -> None:
@@ -82,6 +85,9 @@ def test_records_hold_the_counts(sets: dict[str, ImageSet], pixels: np.ndarray) 
     found = {record.role: record for record in records(sets, overlaps(sets))}
     assert (found["test"].images, found["test"].in_training, found["test"].fitted) == (3, 3, 2)
     assert (found["calibration"].in_training, found["train"].in_training) == (1, 0)
+    assert found["train"].uneven_classes is None
+    sets["train"] = sets["train"].subset(np.arange(5))
+    assert records(sets, {})[0].uneven_classes == (3, 2)
 
 
 def test_run_warns_of_shared_and_counts_fitted_images_before_it_trains(
@@ -101,7 +107,10 @@ def test_run_warns_of_shared_and_counts_fitted_images_before_it_trains(
     run.check()
     assert "far: 1 of 3 images had another size, fitted to 32x32" in said
     (warning,) = [line for line in said if line.startswith("warning")]
-    assert f"ood far: 2 of 3 images of far are training images, pixel for pixel; {tmp_path / 'far/0.bmp'} is" in warning
+    assert (
+        f"ood far: 2 of 3 images of far are training images or outliers, pixel for pixel; {tmp_path / 'far/0.bmp'} is"
+        in warning
+    )
     assert f"{tmp_path / 'cifar10/train'}/airplane/" in warning
     assert warning.endswith("(airplane)")
     recorded = {record.role: record for record in run.sets.records}

@@ -453,6 +453,23 @@ def test_network_that_does_not_take_the_images_is_refused_before_anything_is_rea
         getattr(run, stage)()
 
 
+def test_batch_of_one_that_the_network_cannot_be_trained_on_is_refused_before_training(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    """Batch norm over a map of one pixel, as of a ResNet on 32x32, needs two images."""
+    assert tiny.pretrain is not None
+    left_one = tiny.pretrain.model_copy(update={"batch_size": 149})
+    network = TorchvisionSpec(name="resnet18", num_classes=10)
+    recipe = tiny.model_copy(update={"network": network, "pretrain": left_one, "scores": ()})
+    run = Run(recipe, image_sets, tmp_path, torch.device("cpu"), silent, silent)
+    assert len(run.sets.train) == 150
+    with pytest.raises(RecipeError, match=r"resnet18 .* 32x32, one of them alone .*change pretrain\.batch_size"):
+        run.check()
+    Run(
+        tiny.model_copy(update={"pretrain": left_one}), image_sets, tmp_path, torch.device("cpu"), silent, silent
+    ).check()
+
+
 def test_run_command_starts_from_a_bundle_of_its_own_store(
     ood_train: OodTrain,
     store: Store,

@@ -347,6 +347,21 @@ def test_in_distribution_set_that_is_asked_for_must_be_there(
     assert not list(tmp_path.rglob("*"))
 
 
+def test_test_images_whose_labels_mean_other_classes_are_refused(
+    image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    for path in image_sets.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "cifar10").unlink()
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10/train").symlink_to(image_sets / "cifar10/train")
+    test = load_set("cifar10/test", image_sets, benchmark.preprocess, None)
+    classes = np.array(test.classes[::-1])
+    np.savez(tmp_path / "cifar10/test.npz", images=test.images, labels=9 - test.labels, classes=classes)
+    with pytest.raises(DataError, match=r"cifar10/test has classes \('truck', .* cifar10/train has \('airplane',"):
+        reproduction(tmp_path / "out", tmp_path, size, benchmark).all()
+
+
 def test_folder_without_any_set_is_refused(size: Size, benchmark: Benchmark, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no set cifar10/train or torchvision:CIFAR10:train"):
         reproduction(tmp_path / "out", tmp_path, size, benchmark).all()

@@ -95,6 +95,21 @@ def test_table1_by_hand() -> None:
     ]
 
 
+def test_single_far_set_stands_beside_its_own_figure_of_the_paper_not_the_mean() -> None:
+    record = ONE_SEED.in_distribution["cifar10"]
+    alone = record.model_copy(update={"far_ood": {"svhn": record.far_ood["svhn"]}})
+    (subject,) = report.subjects(ONE_SEED.model_copy(update={"in_distribution": {"cifar10": alone}}))
+    svhn, average = (line.split(" | ")[3] for line in tables.table1(subject).splitlines()[4:6])
+    assert (svhn, average) == ("48.49 / 35.59", "51.04 / 33.01")
+
+
+def test_results_of_a_size_that_is_none_are_refused(tmp_path: Path) -> None:
+    other = ONE_SEED.model_copy(update={"size": ONE_SEED.size | {"colour": "blue"}})
+    (tmp_path / "results.json").write_text(other.model_dump_json())
+    with pytest.raises(TrainingError, match=r"(?s)is no results\.json of ood-train reproduce: .*colour"):
+        read_results(tmp_path / "results.json")
+
+
 def test_table2_is_mean_and_sd_over_seeds_of_the_mean_over_far_sets() -> None:
     """Of softmax 30 and 34: sd 2 sqrt 2. Of energy 20 and 23: sd 3 / sqrt 2. Near: 80 and 82, 60 and 64."""
     (subject,) = report.subjects(TWO_SEEDS)

@@ -19,6 +19,7 @@ from training.evaluate import OOD_IMAGES
 from training.metrics import resampled_metrics
 from training.reproduce.choices import CHOICE
 from training.reproduce.methods import slug
+from training.reproduce.size import Size
 from training.run_folder import INPUTS, write_bytes, write_json
 from training.selection import Choice
 
@@ -237,7 +238,9 @@ def read_results(path: Path) -> Results:
         ResumeError: it is not there, or is no such file.
     """
     try:
-        return Results.model_validate_json(path.read_text())
+        results = Results.model_validate_json(path.read_text())
+        Size.model_validate(results.size)
+        return results
     except (OSError, UnicodeDecodeError, ValidationError) as err:
         raise ResumeError(f"{path} is no results.json of ood-train reproduce: {err}") from err
 

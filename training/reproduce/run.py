@@ -20,6 +20,7 @@ from training.datasets import (
     load_set,
     require_classes,
     require_one_encoding,
+    require_same_classes,
     split_calibration,
 )
 from training.evaluate import Say, TestSets
@@ -151,6 +152,7 @@ class Subject:
         require_one_encoding(sets)
         for labelled in (self._train, self._tests.test):
             require_classes(labelled, self.setting.spec.classes)
+        require_same_classes(self._tests.test, self._train)
         if not self._tests.far_ood:
             first = self.setting.spec.far_ood[0]
             require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)

@@ -91,13 +91,12 @@ def table1(subject: Subject) -> str:
     for tuned, pair in (("no", ("softmax", "energy")), ("yes", ("outlier_exposure", "energy_finetuned"))):
         if not all(map(subject.has, pair)):
             continue
-        labelled = [(name, (name,)) for name in subject.far] + [("**average**", subject.far)]
-        labelled += [(f"{name} (near)", (name,)) for name in subject.near]
-        for label, sets in labelled:
-            cells = []
+        labels = {name: name for name in subject.far} | {None: "**average**"}
+        for name, label in (labels | {name: f"{name} (near)" for name in subject.near}).items():
+            cells, sets = [], (name,) if name else subject.far
             for metric in METRICS:
                 cells.append(" / ".join(subject.cell(method, sets, metric) for method in pair))
-                cells.append(" / ".join(_published(subject, method, sets, metric) for method in pair))
+                cells.append(" / ".join(_published(subject, method, name, metric) for method in pair))
             rows.append([tuned, label, *cells])
     legend = "Softmax / energy; fine-tuned: Outlier Exposure with the softmax score / energy fine-tuning."
     return f"{legend}\n\n{table(header, rows)}" if rows else ""
@@ -112,7 +111,7 @@ def table2(subject: Subject) -> str:
     for method, title in subject.titles.items():
         cells = [title]
         for metric in METRICS:
-            cells += [subject.cell(method, subject.far, metric), _published(subject, method, subject.far, metric)]
+            cells += [subject.cell(method, subject.far, metric), _published(subject, method, None, metric)]
         printed = read_published().method(subject.name, method)
         cells += [subject.cell(method, subject.far, "test_error"), _number(printed.test_error if printed else None)]
         cells += [subject.cell(method, near, metric) for metric in ("fpr95", "auroc") if near]
@@ -254,14 +253,14 @@ def mean_and_sd(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2f}"
 
 
-def _published(subject: Subject, method: str, sets: Sequence[str], metric: Metric) -> str:
-    """Return the paper's figure for one set, or for all far sets its printed mean over its own."""
+def _published(subject: Subject, method: str, ood_set: str | None, metric: Metric) -> str:
+    """Return the paper's figure for one set; None: its printed mean over its own far sets."""
     printed = read_published().method(subject.name, method)
     if printed is None:
         return ""
-    if tuple(sets) == subject.far:
+    if ood_set is None:
         return f"{printed.mean[METRICS.index(metric)]:.2f}"
-    key = subject.record.ood[sets[0]].published
+    key = subject.record.ood[ood_set].published
     return f"{printed.ood[key][METRICS.index(metric)]:.2f}" if key in printed.ood else "none"
 
 
