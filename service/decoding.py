@@ -104,8 +104,8 @@ class Decoder:
 
     def _decode_at_once(self, encoded: bytes, spec: PreprocessSpec) -> NDArray[np.uint8] | None:
         """Return the pixels of a small image; None of another one, and of what is refused, for a thread to say why."""
-        if len(encoded) > QUICK_BYTES or spec.height * spec.width > QUICK_PIXELS:
-            return None
+        if len(encoded) > QUICK_BYTES or spec.height * spec.width > QUICK_PIXELS or images.encoding(encoded) == "avif":
+            return None  # the pixels of an AVIF may be more than it says
         try:
             return images.load(encoded, spec, self._quick)
         except ImageError:

@@ -73,7 +73,7 @@ class RequestScope:
                 stopped = NotReadyError("the server stopped before the answer")
                 await error_reply(request, stopped)(scope, receive, send_marked)
         except Exception as err:
-            if not isinstance(err, ServiceError):
+            if not isinstance(_ours(err), ServiceError):
                 log.exception("request failed", extra={"request_id": request.state.request_id})
             if status == 0:
                 await error_reply(request, err)(scope, receive, send_marked)

@@ -16,12 +16,15 @@ from service.arrival import Arrival, announce
 from service.turning_away import TurningAway
 
 MAX_HEAD_BYTES = 64 * 1024
+"""Of a head, and of whatever else comes without a byte of a body: trailers, what a chunk says beside its size."""
 HEAD_TIMEOUT_S = 30.0
+"""For a head, and for the rest of a body whose request is answered already."""
 SMALL_BYTES = 32 * 1024
 """Of a body; the protocol below holds twice as much before it stops reading."""
 WHOLE_S = 0.05
 """How long a small body is waited for. Clients send it with the head, if often in a packet of its own."""
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
+_HEAD_END = re.compile(rb"\n\r?\n")
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -52,14 +55,15 @@ class Protocol(HttpToolsProtocol):
         self._held: _Held | None = None
         self._served: Arrival | None = None
         self._is_receiving = False
-        self._head_bytes = 0
+        self._bytes_beside_bodies = 0
         self._in_head = True
+        self._begun_line = b""
         self._late: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request's head."""
         super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_TIMEOUT_S, transport.close)
+        self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks and tell who serves; a client that has left in its body is served, and so counted."""
@@ -71,28 +75,41 @@ class Protocol(HttpToolsProtocol):
             self._served.leave()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and give up on a head that grows without end."""
+        """Take what came, and give up on what grows without end."""
+        self._bytes_beside_bodies += len(data)
         if self._in_head:
-            self._head_bytes += len(data)
-            data = _without_upgrade(data)
+            data = self._without_upgrade(data)
         self._is_receiving = True
         super().data_received(data)
         self._is_receiving = False
         if self._held is not None:
             self._consider(self._held)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            self.transport.write(_TOO_LARGE)
+        if self._bytes_beside_bodies > MAX_HEAD_BYTES:
+            if self._in_head:
+                self.transport.write(_TOO_LARGE)
             self.transport.close()
+        elif self._waits_without_a_clock:
+            self._start_clock()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; not a trailer, which is none and which nothing here reads (RFC 9110, 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
-        self._in_head, self._head_bytes = False, 0
+        self._in_head, self._bytes_beside_bodies = False, 0
         self._stop_clock()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Some of the body is here."""
+        self._bytes_beside_bodies = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """What comes next is another head."""
-        self._in_head = True
+        self._in_head, self._bytes_beside_bodies = True, 0
         super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -152,16 +169,26 @@ class Protocol(HttpToolsProtocol):
         cycle.response_complete = True
         self.on_response_complete()
 
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """Rename the offer in the part of `data` that is a request's head; a line that may become one has to wait."""
+        data, self._begun_line = self._begun_line + data, b""
+        if whole := _HEAD_END.search(data):
+            return _UPGRADE.sub(b"\nx-upgrade:", data[: whole.start()]) + data[whole.start() :]
+        last = data.rfind(b"\n")
+        if last >= 0 and b"upgrade:".startswith(data[last + 1 :].lower()):
+            data, self._begun_line = data[:last], data[last:]
+        return _UPGRADE.sub(b"\nx-upgrade:", data)
+
+    @property
+    def _waits_without_a_clock(self) -> bool:
+        """Whether the client alone can go on: no answer is due, and it has begun what the next one is to."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and self._late is None and self.timeout_keep_alive_task is None
+
+    def _start_clock(self) -> None:
+        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
     def _stop_clock(self) -> None:
         if self._late is not None:
             self._late.cancel()
             self._late = None
-
-
-def _without_upgrade(data: bytes) -> bytes:
-    """Rename the offer in the part of `data` that is a request's head."""
-    end = data.find(b"\r\n\r\n")
-    end = len(data) if end < 0 else end
-    if not _UPGRADE.search(data, 0, end):
-        return data
-    return _UPGRADE.sub(b"\r\nx-upgrade:", data[:end]) + data[end:]

@@ -43,7 +43,7 @@ class DataSpec(Frozen):
     near_ood: dict[str, str] = Field(default_factory=dict)
     """OOD test sets by the name they get in tables; the far ones make the mean."""
     calibration_images: int = Field(ge=0)
-    """Training images held out for calibration, of each class its share, seeded; 0 trains on all and calibrates nothing."""
+    """Training images held out for calibration, of each class its share; 0 trains on all and calibrates nothing."""
     reencode_jpeg_quality: int | None = Field(default=None, ge=1, le=100)
     """Re-encode every set alike, so that sets of different encodings may be mixed."""
 

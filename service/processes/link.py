@@ -52,6 +52,12 @@ class EngineLink(asyncio.Protocol):
                 self._send(Kind.CANCEL, number, ())
             raise
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that the other end has not read yet."""
+        written = 0 if self._transport is None else self._transport.get_write_buffer_size()
+        return written + sum(map(len, self._outbox))
+
     def tell_counts(self, number: int = 0) -> None:
         """Send what was counted, if that is anything, or if the other end asks for it by a number."""
         payload = b"" if self.closed.done() else self._counts()

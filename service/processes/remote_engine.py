@@ -66,10 +66,11 @@ class RemoteEngine:
         """Queue a request's images and await all of their verdicts; see `Engine.predict`.
 
         What was asked and is not answered is bounded here, too: more than the queue and the batches that run could
-        hold is refused without being sent, should the other end be slow to read.
+        hold is refused without being sent, should the other end be slow to read. So is what would wait to be sent
+        after those that asked have given up.
         """
         self._require_open()
-        self._require_below(self._asked, len(images), self._max_asked)
+        self._require_below(max(self._asked, self._unsent), len(images), self._max_asked)
         parts = pack_ask(self._place, images, deadline, all_scores=all_scores, logits=logits)
         self._asked += len(images)
         try:
@@ -86,6 +87,12 @@ class RemoteEngine:
 
     def close(self) -> None:
         """Do nothing: the engine's process closes it."""
+
+    @property
+    def _unsent(self) -> int:
+        """About how many images the other end has not read yet."""
+        spec = self.bundle.manifest.preprocess
+        return self._link.unsent_bytes // (spec.height * spec.width * 3)
 
     @property
     def _status(self) -> Status:

@@ -114,11 +114,67 @@ def test_an_endless_header_is_cut_off(server: Running) -> None:
         assert answer == b"" or answer.startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_connection_without_a_request_is_closed(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", range(-2, 10))
+def test_an_offer_to_upgrade_may_come_in_pieces(server: Running, pngs: list[bytes], cut: int) -> None:
+    """Wherever a packet ends: of `\\r\\nUpgrade:` the first may hold any part."""
+    head = b"POST /predict HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHost: x\r\n"
+    head += b"Content-Length: %d\r\n\r\n" % len(pngs[0])
+    at = head.index(b"Upgrade: h2c") + cut
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        raw.settimeout(10)
+        raw.sendall(head[:at])
+        time.sleep(0.02)
+        raw.sendall(head[at:] + pngs[0])
+        assert raw.recv(100).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.parametrize(
+    ("begun", "more"), [(b"0\r\n", b"a: b\r\n" * 1000), (b"0\r\na: ", b"x" * 6000), (b"1;", b"x" * 6000)]
+)
+def test_what_never_ends_behind_a_head_is_cut_off(server: Running, begun: bytes, more: bytes) -> None:
+    """Trailers, one trailer, and what a chunk says beside its size: no bound on bodies meets them."""
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(0.02)
+        raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + begun)
+        assert any(is_cut_off(raw, more) for _ in range(100))
+
+
+def is_cut_off(raw: socket.socket, more: bytes) -> bool:
+    """Send some more, read what there is, and tell whether the other end has hung up."""
+    try:
+        raw.sendall(more)
+        while raw.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_a_trailer_is_no_header(server: Running, pngs: list[bytes]) -> None:
+    """What is allowed is told by the head: a trailer must not add a token to it (RFC 9110, 6.5.1)."""
+    request = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % len(pngs[0])
+    status, headers, _ = exchange(server, request + pngs[0] + b"\r\n0\r\nX-Request-Id: from-a-trailer\r\n\r\n")
+    assert status == 200
+    assert headers["x-request-id"] != "from-a-trailer"
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_without_a_request_is_closed(
+    server: Running, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    """The first of its connection, or the next: an answer before it is no reason to wait for ever."""
     monkeypatch.setattr(service.protocol, "HEAD_TIMEOUT_S", 0.2)
     address = httpx.URL(server.url)
     with socket.create_connection((address.host, address.port or 0)) as raw:
         raw.settimeout(10)
+        raw.sendall(begun)
+        if begun:
+            assert raw.recv(4096).startswith(b"HTTP/1.1 200 OK")
         raw.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
         assert raw.recv(100) == b""
 

@@ -16,6 +16,7 @@ from PIL import Image
 from model_store import images
 from model_store.bundle import read_manifest
 from model_store.images import DecodeLimits
+from model_store.manifest import PreprocessSpec
 from service.decoding import QUICK_BYTES, QUICK_PIXELS, Decoder
 from service.errors import BadImageError
 
@@ -104,13 +105,20 @@ def test_a_small_image_is_decoded_while_the_pool_is_busy(decoder: Decoder, side:
     np.testing.assert_array_equal(asyncio.run(ask()), [images.load(encoded, SPEC)])
 
 
-def test_a_small_image_for_a_large_network_is_left_to_the_pool(decoder: Decoder) -> None:
-    """It would be made larger, which takes time by the network's size."""
-    free, large = Event(), SPEC.model_copy(update={"height": QUICK_SIDE + 1, "width": QUICK_SIDE, "resize_to": None})
+LARGE = SPEC.model_copy(update={"height": QUICK_SIDE + 1, "width": QUICK_SIDE, "resize_to": None})
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("PNG", LARGE), ("AVIF", SPEC)])
+def test_a_small_image_that_may_take_long_is_left_to_the_pool(
+    decoder: Decoder, kind: str, spec: PreprocessSpec
+) -> None:
+    """By the network's size, to which it is made larger; or as an AVIF, which may hold more pixels than it says."""
+    free, file = Event(), io.BytesIO()
+    Image.new("RGB", (32, 32), (7, 80, 190)).save(file, kind)
 
     async def ask() -> bool:
         busy = asyncio.ensure_future(decoder.run(free.wait))
-        asked = asyncio.ensure_future(decoder.decode([png(32)], large))
+        asked = asyncio.ensure_future(decoder.decode([file.getvalue()], spec))
         await asyncio.sleep(0)
         waits = not asked.done()
         free.set()

@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import logging
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -315,6 +317,24 @@ def test_limits_can_be_set(
 ) -> None:
     with running(settings(**change)) as server:
         assert_error(httpx.post(f"{server.url}/predict", **form(pngs[:1])), 413, code, message)
+
+
+def test_what_a_client_does_wrong_is_no_fault_in_the_log(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in ("/predict", "/models/cifar10/predict", "/v2/models/cifar10/infer"):
+        assert client.get(path).status_code == 405
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_a_long_content_type_takes_no_time(client: httpx.Client) -> None:
+    """The standard library takes seconds to look for a boundary in it, and all other requests would wait."""
+    begun = time.process_time()
+    found = client.post(
+        "/predict", content=b"x", headers={"Content-Type": 'multipart/form-data; boundary="' + ";" * 60_000}
+    )
+    assert time.process_time() - begun < 0.5
+    assert_error(found, 400, "malformed_multipart", "boundary")
 
 
 def test_an_allowed_header_comes_with_405(client: httpx.Client) -> None:

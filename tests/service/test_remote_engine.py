@@ -195,6 +195,27 @@ def test_what_one_worker_asks_is_bounded_even_if_nobody_reads(side: Side) -> Non
     asyncio.run(ask())
 
 
+def test_what_waits_to_be_sent_is_bounded_though_all_who_asked_have_given_up(side: Side) -> None:
+    async def ask() -> None:
+        async with connected(side) as (hub, (link,), (engine,)):
+            (end,) = hub.ends
+            end._transport.pause_reading()
+            refused = 0
+            for _ in range(500):  # 6 MB of pixels, of which the socket takes a part
+                asked = asyncio.ensure_future(engine.predict(IMAGES[:4], soon()))
+                await asyncio.sleep(0)
+                asked.cancel()
+                (outcome,) = await asyncio.gather(asked, return_exceptions=True)
+                refused += isinstance(outcome, QueueFullError)
+            assert refused > 0
+            assert link.unsent_bytes < 2 * 8 * IMAGES[0].nbytes
+            end._transport.resume_reading()
+            await until(lambda: link.unsent_bytes == 0)
+            assert len((await engine.predict(IMAGES[:4], soon())).results) == 4
+
+    asyncio.run(ask())
+
+
 def test_what_waits_past_its_deadline_is_refused_and_counted(side: Side) -> None:
     async def ask() -> None:
         async with connected(side) as (_, _, (engine,)):
