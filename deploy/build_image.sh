@@ -8,7 +8,7 @@
 # IMAGE          its name; energy-ood:VERSION-VARIANT if not given
 # ENGINE         docker, podman or buildah; docker if its daemon answers, else buildah, which needs none
 # BASE_IMAGE     see Dockerfile; `debootstrap` makes one from the Debian mirror that this machine is set to
-# TORCH_VARIANT, TORCH_VERSION  see Dockerfile
+# TORCH_VARIANT, TORCH_VERSION, EXTRAS  see Dockerfile
 #
 # pip works in the build as it is configured here, but for Docker, whose builds do not see what that names on this machine:
 # certificates, constraints, folders of wheels.
@@ -64,6 +64,7 @@ build() {
         --build-arg "BASE_IMAGE=$base" --build-arg "TORCH_VARIANT=$variant" --build-arg "VERSION=$version"
         --build-arg "REVISION=$(git rev-parse HEAD)" --build-arg "CREATED=$(date --utc +%FT%TZ)")
     [ -z "${TORCH_VERSION:-}" ] || arguments+=(--build-arg "TORCH_VERSION=$TORCH_VERSION")
+    [ -z "${EXTRAS:-}" ] || arguments+=(--build-arg "EXTRAS=$EXTRAS")
     python3 deploy/pip_configuration.py "$scratch/pip.conf" /host > "$scratch/paths"
     if [ "$ENGINE" = docker ]; then
         [ ! -s "$scratch/paths" ] || fail "pip is set to use $(xargs < "$scratch/paths"), which builds of Docker do not see; " \

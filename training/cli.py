@@ -238,7 +238,9 @@ def optimise(
 def reproduce(
     out: Annotated[Path, typer.Option("--out", help="The folder of the results.")],
     data: DataOption = DATA,
-    size: Annotated[Path, typer.Option("--size", help="paper, cpu, tests, or a file of one's own.")] = Path("paper"),
+    size: Annotated[
+        Path, typer.Option("--size", help="paper, paper-short, cpu, tests, or a file of one's own.")
+    ] = Path("paper"),
     only: Annotated[
         list[str] | None,
         typer.Option("--only", help="In-distribution sets, experiments, methods, patterns; repeatable, or by commas."),
