@@ -27,6 +27,12 @@ def _given_keys(value: object) -> object:
     return keys
 
 
+def _given_path(value: object) -> object:
+    if value == "":
+        raise ValueError("it is given and empty, which would be the working directory; unset it, or name a folder")
+    return value
+
+
 def _require_bundle_ref(name: str) -> None:
     try:
         BundleRef.parse(name)
@@ -38,6 +44,7 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-ood"
 
 
+Folder = Annotated[Path, BeforeValidator(_given_path)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 
 
@@ -55,7 +62,7 @@ class Settings(BaseSettings):
         description="HTTP processes; 1 runs the models itself, more stand in front of one process that does.",
     )
 
-    store: Path = Field(default=SHIPPED, description="Folder of bundles, `<name>/<version>/`; ours if not given.")
+    store: Folder = Field(default=SHIPPED, description="Folder of bundles, `<name>/<version>/`; ours if not given.")
     models: CommaSeparated = Field(
         default=("cifar10",),
         description="Bundles to serve, `name` (its newest version) or `name@version`, comma-separated; the first is "
@@ -69,7 +76,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of a forward pass; all cores if not given."
     )
-    cache_dir: Path = Field(
+    cache_dir: Folder = Field(
         default_factory=_default_cache, description="Where converted networks are kept, so that they are made once."
     )
 
@@ -143,7 +150,7 @@ class Settings(BaseSettings):
         lt=1,
         description="Share of OOD images that the alarm is tuned for; of larger ones it tells sooner.",
     )
-    state_dir: Path | None = Field(
+    state_dir: Folder | None = Field(
         default=None,
         description="Folder of this server alone, in which window and alarm survive a restart; none if not given.",
     )
@@ -158,7 +165,7 @@ class Settings(BaseSettings):
         default=(),
         description="Origins whose web pages may call the server, comma-separated, `*` for all; none if not given.",
     )
-    capture_dir: Path | None = Field(
+    capture_dir: Folder | None = Field(
         default=None, description="Folder for a sample of the images judged, with their verdicts; off if not given."
     )
     capture_max_bytes: int = Field(

@@ -62,7 +62,13 @@ class Keeper:
         failures = short = 0
         while True:
             begun = time.monotonic()
-            child = self.child = await self._start()
+            try:
+                child = self.child = await self._start()
+            except OSError as err:  # the machine has no more processes, memory or files just now
+                failures += 1
+                self._require_hope(failures, f"it cannot be started: {err.strerror or err}")
+                await asyncio.sleep(FIRST_DELAY_S * 2 ** (failures - 1))
+                continue
             if (word := await child.ready()) is None:
                 failures += 1
             else:

@@ -9,6 +9,7 @@ const TALL = { height: 220, top: 26, bottom: 24 };
 const $ = (id) => document.getElementById(id);
 let key = ""; // gone with the page
 let model = null; // as GET /models/{model} has it
+let wanted = ""; // the model chosen last, which may not have answered yet
 
 // Words and numbers
 
@@ -197,11 +198,15 @@ let asked = 0;
 
 function enqueue(job) {
   waiting.push(job);
+  begin();
+}
+
+function begin() {
   while (asked < ASKED_AT_ONCE && waiting.length) {
     asked += 1;
     waiting.shift()().finally(() => {
       asked -= 1;
-      if (waiting.length) enqueue(waiting.shift());
+      begin();
     });
   }
 }
@@ -460,8 +465,12 @@ function offer(models) {
 }
 
 async function choose(name) {
-  model = await ask(`models/${name}`);
+  wanted = name;
+  const found = await ask(`models/${name}`);
+  if (wanted !== name) return; // another was chosen meanwhile
+  model = found;
   $("models").value = name;
+  $("facts").dataset.model = name;
   const { verdict, calibrations, description, runtime } = model;
   const { threshold } = calibrations[verdict];
   say($("facts"), `${label(model)}: ${description}. It flags a ${spoken(verdict)} up to ${number(threshold)}. Runs on ${runtime}.`);
@@ -478,12 +487,16 @@ function lock() {
 
 $("lock").addEventListener("submit", (event) => {
   event.preventDefault();
-  key = $("token").value;
+  key = String.fromCharCode(...new TextEncoder().encode($("token").value)); // a header takes bytes
   $("token").value = "";
   start();
 });
 $("models").addEventListener("change", async ({ target }) => {
-  await choose(target.value).catch((refusal) => complain(refusal.message));
+  const chosen = $("facts").dataset.model;
+  await choose(target.value).then(() => complain(""), (refusal) => {
+    complain(refusal.message);
+    target.value = chosen;
+  });
 });
 $("files").addEventListener("change", ({ target }) => {
   take([...target.files]);

@@ -49,6 +49,9 @@ def test_settings_do_not_change() -> None:
         (["--api-keys", "ok,"], {}, None),
         (["--api-keys", ""], {}, "api_keys is given and empty, which would open the server"),
         (["--api-keys", ", "], {}, "(hidden)"),
+        (["--capture-dir", ""], {}, "--capture-dir / OOD_CAPTURE_DIR is ''"),
+        (["--state-dir", ""], {}, "it is given and empty, which would be the working directory"),
+        (["--store", ""], {}, "--store / OOD_STORE is ''"),
         (["--log-level", "loud"], {}, "--log-level / OOD_LOG_LEVEL is 'loud'"),
     ],
 )
