@@ -78,6 +78,7 @@ format: $(INSTALLED)  ## Format the code
 results: $(INSTALLED)  ## Renew README's figures, the model cards and the reports from the shipped bundles and every results.json
 	$(BIN)/ood-train card cifar10 --readme README.md --out docs/model-card-cifar10.md
 	$(BIN)/ood-train report docs/results/paper-short
+	$(BIN)/ood-train report docs/results/robust
 	$(BIN)/ood-train report docs/results/paper --into docs/results/README.md
 	$(BIN)/ood-train report docs/results/paper --into README.md
 	$(BIN)/python -m benchmarks.report --into README.md

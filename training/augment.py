@@ -10,9 +10,12 @@ from torch.nn import functional as F
 from training.augment_spec import AugmentSpec, JpegShare, ResizeAugment
 from training.resampling import KERNELS, rescale
 
+GREY = 128
+"""The level that normalisation brings near zero."""
+
 
 def augment(images: Tensor, spec: AugmentSpec, generator: Generator) -> Tensor:
-    """Return changed copies of uint8 (N, H, W, 3); every image draws its own resize, flip, crop, noise, JPEG quality.
+    """Return changed copies of uint8 (N, H, W, 3); each draws its own resize, flip, crop, square, noise, quality.
 
     In the order in which it happens to a photograph. Resized after the crop, the edge of its padding would be blurred,
     which no image brings along; after the noise, it would be averaged away; after JPEG, so would the blocks.
@@ -20,6 +23,8 @@ def augment(images: Tensor, spec: AugmentSpec, generator: Generator) -> Tensor:
     if spec.resize is not None:
         images = _resize_share(images, spec.resize, generator)
     images = _flip_and_crop(images, spec, generator)
+    if spec.cutout is not None:
+        images = _without_square(images, spec.cutout, generator)
     if spec.noise_sd_max > 0:
         images = _noisy(images, spec.noise_sd_max, generator)
     return images if spec.jpeg is None else _jpeg_share(images, spec.jpeg, generator)
@@ -51,6 +56,20 @@ def _flip_and_crop(images: Tensor, spec: AugmentSpec, generator: Generator) -> T
     columns = columns + draw(2 * padding + 1)
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
     return padded[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _without_square(images: Tensor, side: int, generator: Generator) -> Tensor:
+    """Return copies with a grey square around a pixel of each; near an edge less than the whole square is seen."""
+    n, height, width, _ = images.shape
+    device = images.device
+
+    def covered(length: int) -> Tensor:
+        first = torch.randint(length, (n, 1), generator=generator, device=device) - side // 2
+        at = torch.arange(length, device=device)
+        return (first <= at) & (at < first + side)
+
+    square = covered(height)[:, :, None] & covered(width)[:, None, :]
+    return images.masked_fill(square[..., None], GREY)
 
 
 def _noisy(images: Tensor, sd_max: float, generator: Generator) -> Tensor:

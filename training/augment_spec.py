@@ -36,6 +36,9 @@ class AugmentSpec(Frozen):
 
     flip: bool = True
     crop_padding: int = Field(default=4, ge=0)
+    cutout: int | None = Field(default=None, ge=1)
+    """The side of a square, in pixels, that is grey in every image; what lies outside the image is lost (DeVries and
+    Taylor, 2017)."""
     noise_sd_max: FiniteFloat = Field(default=0.0, ge=0, le=64)
     """Gaussian noise, before JPEG: each image draws its own standard deviation, uniform in [0, this] grey levels."""
     jpeg: JpegShare | None = None

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from training.augment import augment
 from training.augment_spec import AugmentSpec
-from training.datasets import ImageSet, PlacedImages
+from training.datasets import ImageSet
 from training.distributed import ALONE, Processes
 from training.step import Batch
 from training.synthetic_outliers import synthetic_outliers
@@ -20,6 +20,27 @@ AT_ONCE = {"cuda": 16}
 longer than doing it."""
 
 Item = TypeVar("Item")
+
+
+class PlacedImages:
+    """A set where training reads it: on the device if it takes at most half of the free memory there, else the host."""
+
+    def __init__(self, image_set: ImageSet, device: torch.device) -> None:
+        self.device = device
+        self.pixels = torch.from_numpy(image_set.pixels)
+        if device.type == "cuda" and image_set.pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+            self.pixels = self.pixels.to(device)
+        self.rows = torch.from_numpy(image_set.rows).to(self.pixels.device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Gather one batch uint8 (B, H, W, 3) on the device; from the host it travels through pinned memory."""
+        batch = self.pixels[self.rows[index.to(self.rows.device)]]
+        if batch.device.type == self.device.type:
+            return batch
+        return batch.pin_memory().to(self.device, non_blocking=True)
 
 
 class LabelledBatches:

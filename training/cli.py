@@ -239,7 +239,7 @@ def reproduce(
     out: Annotated[Path, typer.Option("--out", help="The folder of the results.")],
     data: DataOption = DATA,
     size: Annotated[
-        Path, typer.Option("--size", help="paper, paper-short, cpu, tests, or a file of one's own.")
+        Path, typer.Option("--size", help="paper, paper-short, robust, cpu, tests, or a file of one's own.")
     ] = Path("paper"),
     only: Annotated[
         list[str] | None,

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,9 +13,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from zipfile import ZipFile
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model_store import images
 from model_store.errors import ImageError
@@ -144,115 +141,6 @@ def load_set(source: str, data_dir: Path, preprocess: PreprocessSpec, reencode_j
         encoding = f"jpeg{reencode_jpeg_quality}"
     rows, fingerprint = np.arange(len(pixels)), _fingerprint(pixels, labels)
     return ImageSet(source, pixels, rows, labels, tuple(classes), encoding, fingerprint, fitted, files)
-
-
-def require_one_encoding(sets: Sequence[ImageSet]) -> None:
-    """Refuse roles that were stored differently: a network would learn the codec's artefacts as the cue.
-
-    Raises:
-        DataError: the encodings differ, or one set mixes several.
-    """
-    encodings = {image_set.encoding for image_set in sets}
-    if len(encodings) > 1 or any("+" in encoding for encoding in encodings):
-        listing = ", ".join(f"{image_set.name}: {image_set.encoding}" for image_set in sets)
-        raise DataError(
-            f"the sets differ in encoding ({listing}), and its artefacts would become the cue; use sets of one "
-            "encoding, or set data.reencode_jpeg_quality in the recipe to re-encode all of them alike"
-        )
-
-
-def require_classes(image_set: ImageSet, num_classes: int) -> None:
-    """Refuse a labelled set that does not hold every class of the network.
-
-    Raises:
-        DataError: fewer than two classes, another number than the network's, two of one name, or a class without
-            images.
-    """
-    if len(image_set.classes) != num_classes or num_classes < 2:
-        raise DataError(
-            f"{image_set.name} has {len(image_set.classes)} classes ({', '.join(image_set.classes[:12])}); "
-            f"the recipe's network has {num_classes}, and a classifier needs at least 2"
-        )
-    if twice := [name for name, count in Counter(image_set.classes).items() if count > 1]:
-        raise DataError(
-            f"{image_set.name} has more than one class named {', '.join(twice)}; give each class a name of its own"
-        )
-    counts = np.bincount(image_set.labels, minlength=num_classes)
-    if empty := [name for name, count in zip(image_set.classes, counts, strict=True) if count == 0]:
-        raise DataError(f"{image_set.name} has no images of class {', '.join(empty)}")
-
-
-def require_same_classes(test: ImageSet, train: ImageSet) -> None:
-    """Refuse test images whose labels mean other classes than the training images'.
-
-    Raises:
-        DataError: classes are others, or stand in another order.
-    """
-    if test.classes != train.classes:
-        raise DataError(f"{test.name} has classes {test.classes}; {train.name} has {train.classes}")
-
-
-def class_shares(counts: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
-    """Share out `rows` among classes of so many images, each its part; what rounding leaves, to who lost most by it."""
-    exact = counts * (rows / counts.sum())
-    shares: NDArray[np.int64] = np.floor(exact).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: rows - shares.sum()]] += 1
-    return shares
-
-
-def split_calibration(train: ImageSet, calibration_images: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split a training set, seeded, into (what is trained on, what calibrates): of each class its share.
-
-    A threshold's guarantee is for images of the classes' shares that calibrate: so many of each are held out.
-
-    Raises:
-        DataError: a class would have no image left to train on.
-    """
-    return _hold_out(train, calibration_images, np.random.default_rng(seed), "calibration_images")
-
-
-def split_validation(train: ImageSet, validation_images: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split what is trained on once more, alike, into (what a trial is trained on, what it is judged by).
-
-    Raises:
-        DataError: a class would have no image left to train on.
-    """
-    return _hold_out(train, validation_images, np.random.default_rng([seed, 1]), "validation_images")
-
-
-def _hold_out(train: ImageSet, images: int, generator: np.random.Generator, key: str) -> tuple[ImageSet, ImageSet]:
-    chosen = []
-    for label, share in enumerate(class_shares(np.bincount(train.labels, minlength=len(train.classes)), images)):
-        members = np.flatnonzero(train.labels == label)
-        if share >= len(members):
-            raise DataError(
-                f"{train.name} has {len(members)} images of class {train.classes[label]}; holding out {share} of them "
-                f"({key} = {images}) leaves none to train on"
-            )
-        chosen.append(generator.choice(members, share, replace=False))
-    held_out = np.sort(np.concatenate(chosen))
-    return train.subset(np.setdiff1d(np.arange(len(train)), held_out)), train.subset(held_out)
-
-
-class PlacedImages:
-    """A set where training reads it: on the device if it takes at most half of the free memory there, else the host."""
-
-    def __init__(self, image_set: ImageSet, device: torch.device) -> None:
-        self.device = device
-        self.pixels = torch.from_numpy(image_set.pixels)
-        if device.type == "cuda" and image_set.pixels.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-            self.pixels = self.pixels.to(device)
-        self.rows = torch.from_numpy(image_set.rows).to(self.pixels.device)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, index: Tensor) -> Tensor:
-        """Gather one batch uint8 (B, H, W, 3) on the device; from the host it travels through pinned memory."""
-        batch = self.pixels[self.rows[index.to(self.rows.device)]]
-        if batch.device.type == self.device.type:
-            return batch
-        return batch.pin_memory().to(self.device, non_blocking=True)
 
 
 def _read_torchvision(source: str, data_dir: Path, preprocess: PreprocessSpec) -> _Read:

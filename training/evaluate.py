@@ -20,9 +20,10 @@ from model_store.evaluation import (
 from model_store.predictor import Predictions, Predictor, Scorer, Scores, ScoreVerdicts
 from model_store.score_specs import ScoreName
 from training import encode
-from training.datasets import ImageSet, require_one_encoding
+from training.datasets import ImageSet
 from training.metrics import resampled_metrics
 from training.odd_inputs import odd_inputs
+from training.set_roles import require_one_encoding
 
 OOD_IMAGES = 2000
 """OOD images a draw, against all test images: the paper's protocol."""

@@ -21,8 +21,9 @@ from model_store.score_specs import (
     VimSpec,
 )
 from model_store.scores import Head, OnePassScore, restore_score
-from training.datasets import ImageSet, class_shares
+from training.datasets import ImageSet
 from training.errors import DataError
+from training.splits import class_shares
 
 _ROWS_AT_ONCE = 8192
 """Rows that are float64 at a time."""

@@ -21,10 +21,6 @@ from training.average import average, average_inputs
 from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
-from training.datasets import (
-    require_one_encoding,
-    split_validation,
-)
 from training.distributed import ALONE, Processes
 from training.errors import RecipeError, ResumeError
 from training.evaluate import Say, evaluate, score_sets
@@ -47,6 +43,8 @@ from training.run_folder import (
 from training.run_sets import RunSets
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
+from training.set_roles import require_one_encoding
+from training.splits import split_validation
 from training.start import start, untuned_figures
 from training.synthetic_outliers import KINDS
 from training.trainer import CHECKPOINT, Progress, read_checkpoint
@@ -145,7 +143,8 @@ class Run:
             self.processes.require_last_share(len(self.sets.train), spec.batch_size)
         if self.recipe.pretrain:
             left = len(self.sets.train) % self.recipe.pretrain.batch_size // self.processes.count
-            self._require_fit(images=1 if left == 1 else 2)
+            if left == 1:
+                self._require_fit(images=1)
         _ = self.sets.outliers
         self.processes.first_does(self._check_roles)
 

@@ -6,17 +6,12 @@ from pathlib import Path
 
 from model_store.manifest import ImageSetRecord
 from training.config import Recipe
-from training.datasets import (
-    ImageSet,
-    load_set,
-    require_classes,
-    require_one_encoding,
-    require_same_classes,
-    split_calibration,
-)
+from training.datasets import ImageSet, load_set
 from training.distributed import Processes
 from training.evaluate import Say, TestSets
 from training.overlap import Overlap, overlaps, records
+from training.set_roles import require_classes, require_one_encoding, require_same_classes
+from training.splits import split_calibration
 
 SYNTHETIC_OUTLIERS = "synthetic outliers"
 """The role of the training images that outliers are made of."""

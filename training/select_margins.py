@@ -9,13 +9,14 @@ import torch
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from training.config import Recipe
-from training.datasets import ImageSet, split_validation
+from training.datasets import ImageSet
 from training.distributed import ALONE, Processes
 from training.errors import ResumeError
 from training.finetune import finetune_inputs, try_margins
 from training.objective_spec import Margins
 from training.run_folder import open_stage, require_inputs, write_json
 from training.selection import Choice, ValidationSets, select
+from training.splits import split_validation
 from training.trainer import Progress
 
 CHOICE = "choice.json"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from model_store.manifest import PreprocessSpec
 from training.cli import main
@@ -74,6 +75,18 @@ def labelled_npz(tmp_path: Path):
         named = {} if classes is None else {"classes": np.array(classes)}
         np.savez(tmp_path / "set.npz", **({"images": images, "labels": np.array(labels, np.int64)} | named | more))
         return tmp_path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def jpeg_folder() -> Callable[[Path, ImageSet], None]:
+    """Write the first images of a set into a folder that is not there yet, as JPEG: `0.jpg` to `4.jpg`."""
+
+    def write(folder: Path, source: ImageSet) -> None:
+        folder.mkdir()
+        for row, image in enumerate(source.images[:5]):
+            Image.fromarray(image).save(folder / f"{row}.jpg", quality=90)
 
     return write
 

@@ -52,6 +52,28 @@ def test_every_image_is_cropped_on_its_own_from_a_zero_padding(images: torch.Ten
     assert {top for top, _ in offsets} == {left for _, left in offsets} == set(range(9))
 
 
+def test_cutout_greys_one_square_around_a_pixel_of_each_image() -> None:
+    images = torch.full((4000, 32, 32, 3), 7, dtype=torch.uint8)
+    found = augment(images, AugmentSpec(flip=False, crop_padding=0, cutout=16), _generator())
+    grey = found == 128
+    assert torch.equal(grey, found != 7)
+    assert torch.equal(grey.all(dim=-1), grey.any(dim=-1))  # of all channels or none
+    tall, wide = (grey.any(dim=-1).any(dim=dim).sum(dim=1) for dim in (2, 1))
+    assert torch.equal(grey.sum(dim=(1, 2, 3)), 3 * tall * wide)  # a rectangle, since it has as many as its sides say
+    for side in (tall, wide):
+        assert int(side.min()) == 8  # half of it outside
+        assert int(side.max()) == 16  # all inside
+        # Centres 8 to 24 leave it whole; 0 to 7 leave 8 to 15 pixels, 25 to 31 leave 15 to 9.
+        assert side.float().mean() == pytest.approx((17 * 16 + sum(range(8, 16)) + sum(range(9, 16))) / 32, abs=0.2)
+
+
+def test_cutout_comes_before_noise() -> None:
+    spec = AugmentSpec(flip=False, crop_padding=0, cutout=64, noise_sd_max=32)  # more than covers the image
+    found = augment(torch.zeros(10, 32, 32, 3, dtype=torch.uint8), spec, _generator()).float()
+    assert found.std(dim=(1, 2, 3)).max() > 5
+    assert found.mean() == pytest.approx(128, abs=1)
+
+
 def test_augmentation_follows_its_generator(images: torch.Tensor) -> None:
     spec = AugmentSpec(jpeg=JpegShare(share=0.5, quality_min=50, quality_max=100))
     first, again, other = (augment(images, spec, _generator(seed)) for seed in (1, 1, 2))

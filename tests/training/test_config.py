@@ -29,6 +29,7 @@ def test_shipped_recipes_are_the_documented_ones() -> None:
         "cifar10-restarted",
         "cifar10-robust",
         "cifar10-wrn-40-2",
+        "cifar10-wrn-40-2-cutout",
         "cifar10-wrn-40-2-paper",
         "cifar10-wrn-40-2-ranked",
         "cifar10-wrn-40-2-ranked-jpeg",

@@ -17,16 +17,10 @@ from scipy.io import savemat
 from model_store import images
 from model_store.manifest import PreprocessSpec
 from training import encode
-from training.datasets import (
-    ImageSet,
-    PlacedImages,
-    load_set,
-    require_classes,
-    require_one_encoding,
-    split_calibration,
-    split_validation,
-)
+from training.batches import PlacedImages
+from training.datasets import ImageSet, load_set
 from training.errors import DataError
+from training.splits import split_calibration
 
 Write = Callable[..., Path]
 
@@ -206,9 +200,9 @@ def test_unreadable_file_is_named_by_path(image_sets: Path, tmp_path: Path, prep
     ],
 )
 def test_file_that_is_not_read_is_refused_not_passed_over(
-    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec, name: str, reason: str
+    tmp_path: Path, jpeg_folder: Write, train_set: ImageSet, preprocess: PreprocessSpec, name: str, reason: str
 ) -> None:
-    _jpeg_folder(tmp_path / "set", train_set)
+    jpeg_folder(tmp_path / "set", train_set)
     unread = tmp_path / "set" / name
     match unread.suffix:
         case ".heic":
@@ -222,9 +216,9 @@ def test_file_that_is_not_read_is_refused_not_passed_over(
 
 
 def test_images_are_read_by_any_name_and_in_linked_folders(
-    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+    tmp_path: Path, jpeg_folder: Write, train_set: ImageSet, preprocess: PreprocessSpec
 ) -> None:
-    _jpeg_folder(tmp_path / "elsewhere", train_set)
+    jpeg_folder(tmp_path / "elsewhere", train_set)
     (tmp_path / "elsewhere/0.jpg").rename(tmp_path / "elsewhere/0.jpe")
     (tmp_path / "elsewhere/1.jpg").rename(tmp_path / "elsewhere/without-suffix")
     (tmp_path / "set/cat").mkdir(parents=True)
@@ -234,9 +228,9 @@ def test_images_are_read_by_any_name_and_in_linked_folders(
 
 
 def test_files_that_are_no_images_of_the_set_are_passed_over(
-    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
+    tmp_path: Path, jpeg_folder: Write, train_set: ImageSet, preprocess: PreprocessSpec
 ) -> None:
-    _jpeg_folder(tmp_path / "set", train_set)
+    jpeg_folder(tmp_path / "set", train_set)
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "index.parquet", "LABELS.CSV", ".hidden/0.jpg"):
         (tmp_path / "set" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "set" / name).write_bytes(b"no image")
@@ -259,29 +253,6 @@ def test_empty_folder_is_refused(tmp_path: Path, preprocess: PreprocessSpec) -> 
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         load_set("train", tmp_path, preprocess, None)
-
-
-def test_empty_class_is_refused(image_sets: Path, tmp_path: Path, preprocess: PreprocessSpec) -> None:
-    shutil.copytree(image_sets / "cifar10" / "train", tmp_path / "train")
-    (tmp_path / "train" / "zebra").mkdir()
-    with pytest.raises(DataError, match="no images of class zebra"):
-        require_classes(load_set("train", tmp_path, preprocess, None), 11)
-
-
-def test_one_class_is_refused(outliers: ImageSet) -> None:
-    with pytest.raises(DataError, match="has 1 classes"):
-        require_classes(outliers, 1)
-
-
-def test_two_classes_of_one_name_are_refused(labelled_npz: Write, preprocess: PreprocessSpec) -> None:
-    folder = labelled_npz([0, 1, 2, 3], ["airplane", "bird", "airplane", "cat"])
-    with pytest.raises(DataError, match="set has more than one class named airplane; give each"):
-        require_classes(load_set("set", folder, preprocess, None), 4)
-
-
-def test_another_number_of_classes_is_refused(train_set: ImageSet) -> None:
-    with pytest.raises(DataError, match=r"has 10 classes.*network has 100"):
-        require_classes(train_set, 100)
 
 
 @pytest.mark.parametrize(
@@ -375,70 +346,6 @@ def test_encoding_is_read_from_the_content(
     (tmp_path / "set").mkdir()
     Image.fromarray(train_set.images[0]).save(tmp_path / "set" / f"0{suffix}", **options)
     assert load_set("set", tmp_path, preprocess, None).encoding == encoding
-
-
-def _jpeg_folder(folder: Path, source: ImageSet) -> None:
-    folder.mkdir()
-    for row, image in enumerate(source.images[:5]):
-        Image.fromarray(image).save(folder / f"{row}.jpg", quality=90)
-
-
-def test_roles_of_different_encodings_are_refused(
-    tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec
-) -> None:
-    _jpeg_folder(tmp_path / "outliers", train_set)
-    as_jpeg = load_set("outliers", tmp_path, preprocess, None)
-    with pytest.raises(DataError, match=r"cifar10/train: lossless, outliers: jpeg.*reencode_jpeg_quality"):
-        require_one_encoding([train_set, as_jpeg])
-    require_one_encoding([train_set, train_set])
-
-
-def test_roles_that_are_re_encoded_alike_are_allowed(
-    tmp_path: Path, image_sets: Path, train_set: ImageSet, preprocess: PreprocessSpec
-) -> None:
-    _jpeg_folder(tmp_path / "outliers", train_set)
-    roles = [load_set("outliers", tmp_path, preprocess, 80), load_set("cifar10/train", image_sets, preprocess, 80)]
-    require_one_encoding(roles)
-    assert not np.array_equal(roles[1].images, train_set.images)
-
-
-def test_a_set_of_mixed_encodings_is_refused(tmp_path: Path, train_set: ImageSet, preprocess: PreprocessSpec) -> None:
-    _jpeg_folder(tmp_path / "mixed", train_set)
-    Image.fromarray(train_set.images[9]).save(tmp_path / "mixed" / "9.png")
-    with pytest.raises(DataError, match=r"jpeg\+lossless"):
-        require_one_encoding([load_set("mixed", tmp_path, preprocess, None)])
-
-
-def test_calibration_split_is_stratified_disjoint_and_seeded(train_set: ImageSet) -> None:
-    fit, held_out = split_calibration(train_set, 55, seed=3)
-    assert sorted(np.bincount(held_out.labels)) == [5] * 5 + [6] * 5
-    rows = {image.tobytes() for image in fit.images}
-    assert len(fit) == 145
-    assert not rows & {image.tobytes() for image in held_out.images}
-    again = split_calibration(train_set, 55, seed=3)[1]
-    np.testing.assert_array_equal(again.images, held_out.images)
-    assert not np.array_equal(split_calibration(train_set, 55, seed=4)[1].images, held_out.images)
-
-
-def test_calibration_split_holds_out_each_class_by_its_share(train_set: ImageSet) -> None:
-    """A threshold set on other shares than those of what is sent has another rate of false flags."""
-    uneven = train_set.subset(np.flatnonzero((train_set.labels != 3) | (np.cumsum(train_set.labels == 3) <= 4)))
-    assert uneven.uneven_classes == (20, 20, 20, 4, *[20] * 6)
-    fit, held_out = split_calibration(uneven, 46, seed=0)
-    assert np.bincount(held_out.labels).tolist() == [5, 5, 5, 1, *[5] * 6]
-    assert fit.uneven_classes == (15, 15, 15, 3, *[15] * 6)
-    assert train_set.uneven_classes is None
-
-
-def test_calibration_split_of_nothing_trains_on_all(train_set: ImageSet) -> None:
-    fit, held_out = split_calibration(train_set, 0, seed=0)
-    assert (len(fit), len(held_out)) == (200, 0)
-    np.testing.assert_array_equal(fit.images, train_set.images)
-
-
-def test_calibration_split_that_leaves_nothing_is_refused(train_set: ImageSet) -> None:
-    with pytest.raises(DataError, match=r"20 images of class airplane.*calibration_images = 200"):
-        split_calibration(train_set, 200, seed=0)
 
 
 def test_large_folder_is_streamed_from_a_memory_map(
@@ -575,18 +482,3 @@ def test_map_that_the_disk_has_no_room_for_is_refused(tmp_path: Path, preprocess
             load_set("large", tmp_path, preprocess, None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_validation_images_are_held_out_besides_the_calibration_images(train_set: ImageSet) -> None:
-    fit, calibration = split_calibration(train_set, 50, seed=3)
-    shown, validation = split_validation(fit, 30, seed=3)
-    rows = [set(part.rows.tolist()) for part in (calibration, shown, validation)]
-    assert [len(part) for part in rows] == [50, 120, 30]
-    assert set.union(*rows) == set(range(200))
-    assert np.bincount(validation.labels).tolist() == [3] * 10
-    np.testing.assert_array_equal(split_validation(fit, 30, seed=3)[1].rows, validation.rows)
-    assert not np.array_equal(split_validation(fit, 30, seed=4)[1].rows, validation.rows)
-    np.testing.assert_array_equal(fit.without(validation).rows, shown.rows)
-    np.testing.assert_array_equal(fit.without(validation).labels, shown.labels)
-    with pytest.raises(DataError, match=r"holding out 15 of them \(validation_images = 150\) leaves none"):
-        split_validation(fit, 150, seed=3)

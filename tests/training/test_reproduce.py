@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from scipy.special import logsumexp, softmax
 from sklearn.metrics import roc_auc_score
 
-from training.datasets import load_set, split_calibration
+from training.datasets import load_set
 from training.errors import DataError, ResumeError
 from training.metrics import fpr95
 from training.progress import silent
@@ -39,6 +39,7 @@ from training.reproduce.results import (
 from training.reproduce.run import Reproduction
 from training.reproduce.size import Size, read_size
 from training.run_folder import write_json
+from training.splits import split_calibration
 
 CPU = torch.device("cpu")
 EVERYTHING = Only()

@@ -112,7 +112,10 @@ def _changed(size: str, **changes: object) -> str:
         (_changed("tests", seeds="[1, 1]"), "seeds are .1, 1.; each must be another"),
         (_changed("tests", draws="0"), r"draws: .*greater than or equal to 1 \(given 0\)"),
         (_changed("tests", share="1.0"), "validation.share"),
-        (_changed("tests", share="0.2\nown_network = false"), r"seeds are \(0, 1\); they must be \(0,\)"),
+        (
+            _changed("tests", share="0.2\nown_network = false", seeds="[1, 2]"),
+            r"seeds are \(1, 2\); 0, that of validation, must be one of them",
+        ),
         (_changed("tests", margin_in="[-1.0]"), "margin_in must be below margin_out"),
         (_changed("tests", objective='{ kind = "hope" }'), "hope"),
         (_changed("tests") + "\nfast = true\n", "fast"),
@@ -127,7 +130,7 @@ def test_size_that_cannot_be_run_is_refused(text: str, message: str, tmp_path: P
 
 
 def test_size_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(RecipeError, match="the package has cpu, paper, paper-short, tests"):
+    with pytest.raises(RecipeError, match="the package has cpu, paper, paper-short, robust, tests"):
         read_size(Path("huge"))
 
 

@@ -14,12 +14,13 @@ import training
 from model_store.networks import NormalisedNetwork, build_network
 from training import select_margins
 from training.config import Recipe
-from training.datasets import ImageSet, split_validation
+from training.datasets import ImageSet
 from training.errors import RecipeError, ResumeError
 from training.metrics import fpr95
 from training.pipeline import Run
 from training.progress import silent
 from training.selection import ValidationScores, ValidationSets, choose
+from training.splits import split_validation
 from training.trainer import Figures, Stage
 from training.validation_outliers import validation_outliers
 

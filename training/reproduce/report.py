@@ -42,21 +42,19 @@ def write_report(out: Path, say: Say) -> None:
 
 def subjects(results: Results) -> list[Subject]:
     """Return the in-distribution sets that have rows."""
-    size = Size.model_validate(results.size)
     found = []
     for name, record in results.in_distribution.items():
         rows = tuple(row for row in results.rows if row.in_distribution == name)
         if rows:
-            found.append(Subject(name, record, size, rows))
+            found.append(Subject(name, record, results.size, rows))
     return found
 
 
 def report(results: Results, out: Path) -> str:
     """Return the report as Markdown; it shows those figures that stand in `out`."""
-    size = Size.model_validate(results.size)
     parts = [
         "# Energy-based out-of-distribution detection: the paper's experiments, run again",
-        _conditions(results, size),
+        _conditions(results),
     ]
     for subject in subjects(results):
         parts += [f"# {subject.record.title} in-distribution", *_sections(subject, results, out)]
@@ -117,7 +115,8 @@ _LEGENDS = {
 }
 
 
-def _conditions(results: Results, size: Size) -> str:
+def _conditions(results: Results) -> str:
+    size = results.size
     finetune = size.finetune
     validation = size.validation
     lines = [

@@ -124,7 +124,7 @@ class Results(Frozen):
     """What scored, and what trained where that is another."""
     seconds: float
     """Of training and scoring together, resumed or not."""
-    size: dict[str, Any]
+    size: Size
     in_distribution: dict[str, InDistributionRecord]
     choices: dict[str, dict[str, Choice]]
     """What validation outliers chose, by in-distribution set and what was chosen."""
@@ -209,7 +209,7 @@ def method_folder(out: Path, in_distribution: str, run: str, method: str) -> Pat
     return out / SCORES / in_distribution / run / slug(method)
 
 
-def write_results(out: Path, size: dict[str, Any], command: str) -> Results:
+def write_results(out: Path, size: Size, command: str) -> Results:
     """Put `results.json` together from every method that is done, and write it whole, one line a row."""
     done = [_rows_of(path, path.stat().st_mtime_ns) for path in sorted((out / SCORES).rglob(ROWS))]
     trained = _epochs(out / NETWORKS)
@@ -238,9 +238,7 @@ def read_results(path: Path) -> Results:
         ResumeError: it is not there, or is no such file.
     """
     try:
-        results = Results.model_validate_json(path.read_text())
-        Size.model_validate(results.size)
-        return results
+        return Results.model_validate_json(path.read_text())
     except (OSError, UnicodeDecodeError, ValidationError) as err:
         raise ResumeError(f"{path} is no results.json of ood-train reproduce: {err}") from err
 

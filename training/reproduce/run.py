@@ -15,14 +15,7 @@ from numpy.typing import NDArray
 import model_store
 from model_store.networks import NetworkOutput, outlined
 from model_store.score_specs import NegativeEnergySpec, ScoreName, ScoreSpec
-from training.datasets import (
-    ImageSet,
-    load_set,
-    require_classes,
-    require_one_encoding,
-    require_same_classes,
-    split_calibration,
-)
+from training.datasets import ImageSet, load_set
 from training.evaluate import Say, TestSets
 from training.fit_scores import require_fittable
 from training.hardware import hardware
@@ -57,6 +50,8 @@ from training.reproduce.results import (
 )
 from training.reproduce.size import FineTuning, Size
 from training.run_folder import open_stage, write_json
+from training.set_roles import require_classes, require_one_encoding, require_same_classes
+from training.splits import split_calibration
 from training.trainer import Progress
 
 GITIGNORE = "/networks/\n/scores/\n/choices/\n/sets/\n/inputs.json\n/.lock\n/.gitignore\n"
@@ -112,7 +107,7 @@ class Reproduction:
         return commit() or model_store.__version__
 
     def _write(self) -> Results:
-        return write_results(self.out, self.size.model_dump(mode="json"), self.command)
+        return write_results(self.out, self.size, self.command)
 
     def _subjects(self) -> "Iterator[Subject]":
         asked = self.only.in_distribution
@@ -122,7 +117,8 @@ class Reproduction:
             require(first.train, self.data_dir)
         for name in there:
             spec = self.benchmark.in_distribution[name]
-            setting = Setting(name, spec, self.size, self.benchmark.preprocess, self.benchmark.augment)
+            augment = self.size.augment or self.benchmark.augment
+            setting = Setting(name, spec, self.size, self.benchmark.preprocess, augment)
             yield Subject(self, setting)
 
     def _is_there(self, name: str, asked: frozenset[str] | None) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field, FiniteFloat, ValidationError, field_validator, model
 from model_store.frozen import Frozen, OpenFraction
 from model_store.manifest import WideResNetSpec
 from model_store.score_specs import ScoreName
+from training.augment_spec import AugmentSpec
 from training.config import fault
 from training.errors import RecipeError
 from training.objective_spec import Margins
@@ -41,7 +42,7 @@ class ValidationSize(Frozen):
 
     own_network: bool = True
     """These networks are trained for that alone, and give no figure but those of Fig. 4b; all others see every training
-    image. Otherwise no network sees the share, and choices are made on those that figures are of."""
+    image. Otherwise no network sees the share, and choices are made on those of `seed` that figures are of."""
     share: OpenFraction
     images: int = Field(ge=2)
     """So many of the images held out stand for in-distribution; of these each kind of validation outliers is made."""
@@ -102,6 +103,8 @@ class Size(Frozen):
     description: str
     seeds: tuple[int, ...] = Field(min_length=1)
     network: NetworkSize
+    augment: AugmentSpec | None = None
+    """Taken instead of the benchmark's own, if given."""
     execution: ExecutionSpec = ExecutionSpec()
     pretrain: PretrainSpec
     finetune: dict[str, Any]
@@ -128,10 +131,10 @@ class Size(Frozen):
     @model_validator(mode="after")
     def _choices_have_a_network(self) -> "Size":
         validation = self.validation
-        if not validation.own_network and self.seeds != (validation.seed,):
+        if not validation.own_network and validation.seed not in self.seeds:
             raise ValueError(
-                f"validation has no network of its own, and seeds are {self.seeds}; they must be ({validation.seed},), "
-                "that of validation"
+                f"validation has no network of its own, and seeds are {self.seeds}; {validation.seed}, that of "
+                "validation, must be one of them"
             )
         return self
 
