@@ -82,6 +82,7 @@ results: $(INSTALLED)  ## Renew README's figures, the model cards and the report
 	$(BIN)/ood-train report docs/results/paper --into docs/results/README.md
 	$(BIN)/ood-train report docs/results/paper --into README.md
 	$(BIN)/python -m benchmarks.report --into README.md
+	$(BIN)/python -m benchmarks.report benchmarks/h200/results.json --out benchmarks/h200/RESULTS.md
 
 clean:  ## Remove what was built here
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

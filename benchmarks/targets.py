@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from benchmarks.contenders import EAGER, OPENVINO, OPENVINO_BFLOAT16, EngineKind, load_name
+from benchmarks.contenders import CUDA, CUDA_BFLOAT16, EAGER, OPENVINO, OPENVINO_BFLOAT16, EngineKind, load_name
 from benchmarks.results import ClosedLoad, Results
 from benchmarks.spread import spread
 
@@ -16,6 +16,8 @@ FULL, MIDDLE, ALONE = load_name(64), load_name(16), load_name(1)
 ARRAYS = load_name(4, 64)
 MODERATE, OVERLOAD = "70 % of capacity", "300 % of capacity"
 NOT_MEASURED = "not measured"
+REJECTED = "429"
+"""The status, as failures have it, by which a full queue refuses."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,12 @@ class Judged:
 
 
 def judge(results: Results) -> list[Judged]:
-    """Return every target of a run on a CPU; those of a precision one after the other."""
+    """Return every target of a run on a CPU, or on a GPU; those of a precision one after the other."""
+    on_a_gpu = {"fp32": CUDA, "bf16": CUDA_BFLOAT16}
+    found = [target for name, kind in on_a_gpu.items() for target in _on_a_gpu(results, kind, name)]
+    if found:
+        return [*found, _failed_requests(results)]
     kinds = {"fp32": (OPENVINO, 1.8), "bf16": (OPENVINO_BFLOAT16, 3.3)}
-    found = []
     for precision, (kind, times) in kinds.items():
         ours = _ours(results, kind)
         found += [
@@ -144,13 +149,43 @@ def _open_loop(results: Results, ours: str, kind: EngineKind, precision: str) ->
     ]
 
 
+def _on_a_gpu(results: Results, kind: EngineKind, precision: str) -> list[Judged]:
+    """Return the targets of a kind of engine on a GPU; none if no server was measured with it."""
+    by_workers = {
+        workers: entrant.name
+        for entrant in results.entrants
+        for workers in (1, 16)
+        if entrant.engine == kind.label and entrant.name.endswith(f", {workers} HTTP worker{'s' * (workers > 1)}")
+    }
+    if not by_workers:
+        return []
+    engine = {number: turn.best_images_per_s for number, turn in results.engine(kind.label).items()}
+
+    def fastest(workers: int, *, arrays: bool) -> ByRound:
+        return {
+            turn.round: max(load.images_per_s for name, load in turn.closed.items() if (".npy" in name) == arrays)
+            for turn in results.turns
+            if turn.entrant == by_workers.get(workers)
+        }
+
+    return [
+        Judged(f"{precision}, engine alone: images/s", 150_000, "at least", 0, engine),
+        Judged(f"{precision}, 1 HTTP worker: requests/s of one JPEG", 3_000, "at least", 0, fastest(1, arrays=False)),
+        Judged(
+            f"{precision}, 16 HTTP workers: requests/s of one JPEG", 25_000, "at least", 0, fastest(16, arrays=False)
+        ),
+        Judged(f"{precision}, 1 HTTP worker: images/s, .npy of 256", 60_000, "at least", 0, fastest(1, arrays=True)),
+    ]
+
+
 def _failed_requests(results: Results) -> Judged:
     ours = {entrant.name for entrant in results.entrants if entrant.is_ours}
     failed: dict[int, float] = {}
     for turn in results.turns:
         if turn.entrant in ours:
             loads = [load.failures for load in turn.closed.values()] + [load.failures for load in turn.open.values()]
-            failed[turn.round] = failed.get(turn.round, 0) + sum(sum(failures.values()) for failures in loads)
+            counts = [count for failures in loads for cause, count in failures.items() if cause != REJECTED]
+            failed[turn.round] = failed.get(turn.round, 0) + sum(counts)
     return Judged("requests that failed, rejections aside", 0, "at most", 0, failed)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.contenders import EAGER, OPENVINO, OPENVINO_BFLOAT16
+from benchmarks.contenders import CUDA_BFLOAT16, EAGER, OPENVINO, OPENVINO_BFLOAT16, cuda_contenders
+from benchmarks.http_requests import sample_images
 from benchmarks.processor import Cores
 from benchmarks.results import (
     ClosedLoad,
@@ -217,6 +218,44 @@ def test_failed_requests_of_ours_are_counted_and_those_of_peers_are_not(results:
     assert judged.reached == {1: 0, 2: 5, 3: 0}
 
 
+@pytest.fixture(scope="module")
+def on_a_gpu() -> Results:
+    """Every bfloat16 server on a GPU, each of its loads a tenth faster than the one before; the engine alone."""
+    ours = [each for each in cuda_contenders(sample_images()) if each.kind is CUDA_BFLOAT16]
+    turns = []
+    for contender, speed in zip(ours, (2_500, 25_000), strict=True):
+        loads = {load.name: closed(speed * 1.1**n) for n, load in enumerate(contender.loads)}
+        loads[contender.loads[-1].name] = closed(30 * speed, **{"429": 7, "500": 2})
+        start = Start(seconds=5, memory_mib=900)
+        turns.append(Turn(entrant=contender.name, round=1, start=start, closed=loads, open={}, memory_after_mib=950))
+    engine = EngineTurn(
+        entrant=CUDA_BFLOAT16.label, round=1, runtime="graphs", images_per_s={1: 800, 256: 151_000}, one_image_ms=1.2
+    )
+    return Results(conditions={}, entrants=tuple(each.entrant for each in ours), turns=tuple(turns), engines=(engine,))
+
+
+def test_a_gpu_is_held_to_its_own_targets_at_the_fastest_load(on_a_gpu: Results) -> None:
+    found = {target.text: (target.reached, target.is_met) for target in judge(on_a_gpu)}
+    assert found == {
+        "bf16, engine alone: images/s": ({1: 151_000}, True),
+        "bf16, 1 HTTP worker: requests/s of one JPEG": ({1: pytest.approx(2_500 * 1.21)}, True),
+        "bf16, 16 HTTP workers: requests/s of one JPEG": ({1: pytest.approx(25_000 * 1.21)}, True),
+        "bf16, 1 HTTP worker: images/s, .npy of 256": ({1: 75_000}, True),
+        "requests that failed, rejections aside": ({1: 4}, False),  # two of each server; 429 is none
+    }
+
+
+def test_a_report_has_the_connections_that_were_measured(on_a_gpu: Results, results: Results) -> None:
+    gpu, cpu = (report.closed_table(each).splitlines()[0] for each in (on_a_gpu, results))
+    assert [part in gpu for part in ("| 1 connection: p50", "| 16 conn", "| 64 connections: p99", "| 256 conn")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert "| 16 connections: p99, ms |" in cpu
+
+
 def test_report_shows_medians_spread_and_what_went_wrong(results: Results) -> None:
     lines = report.report(results).splitlines()
     assert (
@@ -296,6 +335,11 @@ def test_medians_of_the_fixture_are_what_its_comments_say(results: Results) -> N
         for name in (MOSEC, LITSERVE)
     }
     assert medians == {MOSEC: 150, LITSERVE: 120}
+
+
+def test_the_shipped_report_of_a_gpu_is_of_its_results() -> None:
+    folder = report.FOLDER / "h200"
+    assert report.report(read_results(folder / report.RESULTS)) == (folder / report.REPORT).read_text()
 
 
 def test_the_shipped_report_and_readme_are_of_the_shipped_results() -> None:
