@@ -439,7 +439,6 @@ async function start() {
     const served = models.filter(({ state }) => state !== "failed");
     offer(models);
     await choose(label(served[0]));
-    complain("");
   } catch (refusal) {
     if (!(refusal instanceof Refusal)) throw refusal;
     if (refusal.status === 401) return complain(key && "The server does not know this key.");
@@ -469,8 +468,8 @@ async function choose(name) {
   const found = await ask(`models/${name}`);
   if (wanted !== name) return; // another was chosen meanwhile
   model = found;
+  complain("");
   $("models").value = name;
-  $("facts").dataset.model = name;
   const { verdict, calibrations, description, runtime } = model;
   const { threshold } = calibrations[verdict];
   say($("facts"), `${label(model)}: ${description}. It flags a ${spoken(verdict)} up to ${number(threshold)}. Runs on ${runtime}.`);
@@ -492,11 +491,14 @@ $("lock").addEventListener("submit", (event) => {
   start();
 });
 $("models").addEventListener("change", async ({ target }) => {
-  const chosen = $("facts").dataset.model;
-  await choose(target.value).then(() => complain(""), (refusal) => {
+  const name = target.value;
+  try {
+    await choose(name);
+  } catch (refusal) {
+    if (wanted !== name) return; // another was chosen meanwhile
     complain(refusal.message);
-    target.value = chosen;
-  });
+    if (model) target.value = label(model);
+  }
 });
 $("files").addEventListener("change", ({ target }) => {
   take([...target.files]);

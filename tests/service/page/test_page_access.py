@@ -9,7 +9,7 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from live import BUNDLE, Running, running
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from pydantic import SecretStr
 from safetensors.numpy import load_file
 from shown import Shown
@@ -207,6 +207,32 @@ def test_a_model_is_chosen_among_several(
         scores = load_file(BUNDLE / "calibration.safetensors")["negative_energy"]
         threshold = scores[len(scores) // 2 - 1]
         expect(page.locator("#energies text.side")).to_have_text(f"flagged up to {threshold:.2f}")
+
+
+def test_a_model_that_can_not_be_chosen_leaves_the_last_in_its_place(
+    show: Show, settings: Callable[..., Settings], bundles: Path
+) -> None:
+    """It is told, but not of a model that nobody waits for any more."""
+    gone = {"error": {"message": "it is gone"}}
+    with running(settings(store=bundles, models=("cifar10", "strict"))) as server, closing(show(server)) as shown:
+        page = shown.open()
+        models, alert = page.get_by_label("Model"), page.get_by_role("alert")
+        page.route("**/models/strict@2", lambda route: route.fulfill(status=404, json=gone), times=1)
+        models.select_option("strict@2")
+        expect(alert).to_have_text("it is gone")
+        expect(models).to_have_value("cifar10@1")
+        expect(page.locator("#facts")).to_contain_text("cifar10@1")
+        held: list[Route] = []
+        page.route("**/models/strict@2", held.append, times=1)
+        with page.expect_request("**/models/strict@2"):
+            models.select_option("strict@2")
+        models.select_option("cifar10@1")
+        expect(alert).to_be_hidden()
+        with page.expect_response("**/models/strict@2"):
+            held[0].fulfill(status=404, json=gone)
+        page.evaluate("fetch('healthz').then((reply) => reply.text())")  # what the page asked before has been heard
+        expect(alert).to_be_hidden()
+        expect(models).to_have_value("cifar10@1")
 
 
 def test_another_score_than_energy_may_judge(
