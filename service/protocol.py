@@ -21,10 +21,14 @@ HEAD_TIMEOUT_S = 30.0
 """For a head, and for the rest of a body whose request is answered already."""
 SMALL_BYTES = 32 * 1024
 """Of a body; the protocol below holds twice as much before it stops reading."""
+UNREAD_S = 30.0
+"""How long a client may take nothing of an answer that waits for it; it would hold its place, and memory, for ever."""
 WHOLE_S = 0.05
 """How long a small body is waited for. Clients send it with the head, if often in a packet of its own."""
 _UPGRADE = re.compile(rb"\nupgrade:", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r?\n")
+_UNSURE = (b"upgrade:", b"\r")
+"""Lines that say what is to be done only once they are whole."""
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -39,7 +43,7 @@ class _Held:
 
 
 class Protocol(HttpToolsProtocol):
-    """Closes connections whose request line and headers are endless, in bytes or in time.
+    """Closes connections whose request line and headers are endless, in bytes or in time, or whose answer is not read.
 
     A request that offers an upgrade (`curl --http2`, Java's client) is served as HTTP/1.1, as RFC 9110 allows: the
     parser below would take its body for the other protocol, so the offer is renamed before it gets there.
@@ -54,11 +58,13 @@ class Protocol(HttpToolsProtocol):
         self._turning_away = turning_away
         self._held: _Held | None = None
         self._served: Arrival | None = None
+        self._answering: RequestResponseCycle | None = None
         self._is_receiving = False
         self._bytes_beside_bodies = 0
         self._in_head = True
         self._begun_line = b""
         self._late: TimerHandle | None = None
+        self._unread: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request's head."""
@@ -68,6 +74,10 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks and tell who serves; a client that has left in its body is served, and so counted."""
         self._stop_clock()
+        self._stop_waiting_for_its_reading()
+        if self._answering is not None:  # the protocol below tells the last request of a pipeline alone
+            self._answering.disconnected = not self._answering.response_complete
+            self._answering.message_event.set()
         super().connection_lost(exc)
         if self._held is not None:
             self._serve_held()
@@ -108,9 +118,30 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """What comes next is another head."""
+        """What comes next is another head; a connection whose request was answered before its end is idle from now."""
         self._in_head, self._bytes_beside_bodies = True, 0
         super().on_message_complete()
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            self._stop_clock()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """An answer is written; nothing more is read while requests that were read wait for theirs."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+
+    def pause_writing(self) -> None:
+        """More of an answer waits than the client takes."""
+        super().pause_writing()
+        self._wait_for_its_reading()
+
+    def resume_writing(self) -> None:
+        """The client has taken it."""
+        super().resume_writing()
+        self._stop_waiting_for_its_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Hold a request until its body is here, or is not to be waited for."""
@@ -156,10 +187,11 @@ class Protocol(HttpToolsProtocol):
 
     def _announce(self, held: _Held) -> None:
         announce(held.cycle.scope, held.arrival)
-        self._served = held.arrival
+        self._served, self._answering = held.arrival, held.cycle
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
-        scope, keep_alive = cast(Scope, cycle.scope), cycle.keep_alive and not self._turning_away.draining
+        reads = not self.flow.write_paused  # else refusals would pile up
+        scope, keep_alive = cast(Scope, cycle.scope), cycle.keep_alive and reads and not self._turning_away.draining
         answer = self._turning_away.answer(scope, self._admission.retry_after_s, keep_alive=keep_alive)
         line, headers = answer.split(b"\r\n", 1)
         shared = [b"%b: %b" % header for header in self.server_state.default_headers]
@@ -170,14 +202,30 @@ class Protocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def _without_upgrade(self, data: bytes) -> bytes:
-        """Rename the offer in the part of `data` that is a request's head; a line that may become one has to wait."""
-        data, self._begun_line = self._begun_line + data, b""
-        if whole := _HEAD_END.search(data):
-            return _UPGRADE.sub(b"\nx-upgrade:", data[: whole.start()]) + data[whole.start() :]
-        last = data.rfind(b"\n")
-        if last >= 0 and b"upgrade:".startswith(data[last + 1 :].lower()):
-            data, self._begun_line = data[:last], data[last:]
-        return _UPGRADE.sub(b"\nx-upgrade:", data)
+        """Rename the offer in the part of `data` that is a request's head.
+
+        A line that has only begun, and may become the offer or the end of the head, has to wait for its rest.
+        """
+        data = self._begun_line + data
+        whole, last = _HEAD_END.search(data), data.rfind(b"\n")
+        begun = not whole and last >= 0 and any(line.startswith(data[last + 1 :].lower()) for line in _UNSURE)
+        end = whole.start() if whole else last if begun else len(data)
+        self._begun_line = data[end:] if begun else b""
+        return _UPGRADE.sub(b"\nx-upgrade:", data[:end]) + (data[end:] if whole else b"")
+
+    def _wait_for_its_reading(self) -> None:
+        self._unread = self.loop.call_later(UNREAD_S, self._require_reading, self.transport.get_write_buffer_size())
+
+    def _require_reading(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() < unread:
+            self._wait_for_its_reading()
+        else:
+            self.transport.abort()  # close would wait for it to be read
+
+    def _stop_waiting_for_its_reading(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     @property
     def _waits_without_a_clock(self) -> bool:

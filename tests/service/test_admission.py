@@ -165,6 +165,15 @@ def test_a_refusal_under_v2_is_in_the_protocols_form(full: Callable[..., Any], p
     assert len(refused.headers["x-request-id"]) == 32
 
 
+def test_a_refusal_under_v2_is_counted_for_its_route_with_a_slash_at_the_end_or_without(
+    full: Callable[..., Any], pngs: list[bytes]
+) -> None:
+    server, _ = full()
+    for path in ("/v2/models/cifar10/infer", "/v2/models/cifar10/infer/"):
+        assert post(server, pngs[2], path).status_code == 429
+    assert samples(server.url)['ood_http_requests_total{route="/v2/models/{model}/infer",status="429"}'] == 2
+
+
 def test_pages_of_allowed_origins_can_read_a_refusal(full: Callable[..., Any], pngs: list[bytes]) -> None:
     server, _ = full(cors_origins=("https://a.example",))
     allowed = post(server, pngs[2], Origin="https://a.example")
@@ -213,6 +222,19 @@ def test_a_long_pipeline_is_turned_away_whole(full: Callable[..., Any], gate: Ga
     assert answer.count(b"HTTP/1.1 429 ") == many
     gate.open.set()
     assert [future.result().status_code for future in held] == [200, 200]
+
+
+def test_a_pipeline_whose_refusals_are_not_read_is_cut_off(
+    full: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would pile up in memory, ten times what it sends."""
+    monkeypatch.setattr(service.protocol, "UNREAD_S", 0.3)
+    server, _ = full()
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0)) as raw:
+        raw.settimeout(60)
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            raw.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" * 1_000_000)
 
 
 def test_http_1_0_gets_its_refusal_and_the_end(full: Callable[..., Any], pngs: list[bytes]) -> None:
