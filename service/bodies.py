@@ -155,15 +155,16 @@ def too_large(found: int, allowed: int) -> BodyTooLargeError:
 
 
 def _media_type(content_type: str) -> tuple[str, str]:
+    bare = content_type[:_LONGEST_MEDIA_TYPE].partition(";")[0].strip().lower()
     if len(content_type) > _LONGEST_MEDIA_TYPE:  # what parses it takes time by the square of its parts
-        return content_type[:_LONGEST_MEDIA_TYPE].partition(";")[0].strip().lower(), ""
+        return bare, ""
     try:
         message = Message()
         message["content-type"] = content_type
         boundary = message.get_param("boundary", "")
         return message.get_content_type() if content_type else "", boundary if isinstance(boundary, str) else ""
     except (TypeError, ValueError, LookupError):  # what email raises of parameters that contradict RFC 2231
-        return content_type.partition(";")[0].strip().lower(), ""
+        return bare, ""
 
 
 def _from_json(body: bytes, max_images: int) -> list[bytes]:

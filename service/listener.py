@@ -29,21 +29,37 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         StartError: it is taken, or not this machine's.
     """
-    refusal = f"cannot listen on {host}:{port} ({{}}); choose another --host or --port"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as err:
-        raise StartError(refusal.format(err.strerror or err)) from err
+        raise _refused(host, port, err) from err
     claimed = socket.socket(family, kind, protocol)
     try:
         claimed.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claimed.bind(address)
     except OSError as err:
         claimed.close()
-        raise StartError(refusal.format(err.strerror or err)) from err
+        raise _refused(host, port, err) from err
     return claimed
+
+
+def listen(claimed: socket.socket, backlog: int) -> None:
+    """Listen on a claimed address, before a loop does: uvloop's tells nobody that it could not, and then serves nobody.
+
+    Raises:
+        StartError: another server, which had claimed it too, was sooner.
+    """
+    try:
+        claimed.listen(backlog)
+    except OSError as err:
+        host, port = claimed.getsockname()[:2]
+        raise _refused(host, port, err) from err
+
+
+def _refused(host: str, port: int, reason: OSError) -> StartError:
+    return StartError(f"cannot listen on {host}:{port} ({reason.strerror or reason}); choose another --host or --port")
 
 
 def turn_away(listener: socket.socket) -> None:

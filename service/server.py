@@ -14,7 +14,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.listener import turn_away
+from service.listener import listen, turn_away
 from service.protocol import Protocol
 from service.settings import Settings
 from service.state import State
@@ -53,6 +53,16 @@ class DrainingServer(uvicorn.Server):
         )
         self._state = state
         self._leave_at = math.inf
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen.
+
+        Raises:
+            StartError: another server does so already.
+        """
+        for listener in sockets or []:
+            listen(listener, self.config.backlog)
+        await super().startup(sockets)
 
     def drain(self, delay_s: float) -> None:
         """Fail readiness, and leave in `delay_s`, or sooner if that was said before."""

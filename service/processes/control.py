@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from service.settings import Settings
 
+MAX_TEXT = 10_000
+"""Characters of a report: whatever they are, its line is shorter than a stream's limit, 64 KiB."""
 HEARTBEAT_S = 1.0
 """How often a child whose loop turns says so."""
 _PR_SET_PDEATHSIG = 1
@@ -84,7 +86,7 @@ class Control:
 
     def report(self, kind: Literal["alive", "ready", "failed"], text: str = "") -> None:
         """Tell the supervisor; never wait for it, should it be stopped."""
-        line = Report(kind=kind, text=text).model_dump_json() + "\n"
+        line = Report(kind=kind, text=text[:MAX_TEXT]).model_dump_json() + "\n"
         flags = socket.MSG_DONTWAIT if kind == "alive" else 0
         with suppress(BlockingIOError, BrokenPipeError):
             self._socket.sendall(line.encode(), flags)

@@ -62,28 +62,28 @@ class Keeper:
         failures = short = 0
         while True:
             begun = time.monotonic()
-            try:
-                child = self.child = await self._start()
-            except OSError as err:  # the machine has no more processes, memory or files just now
-                failures += 1
-                self._require_hope(failures, f"it cannot be started: {err.strerror or err}")
-                await asyncio.sleep(FIRST_DELAY_S * 2 ** (failures - 1))
-                continue
-            if (word := await child.ready()) is None:
-                failures += 1
-            else:
-                failures = 0
-                self._got_ready(word, child)
-            status = await child.ended()
-            self._require_hope(failures, child.reason)
+            got_ready, status, reason = await self._live()
+            failures = 0 if got_ready else failures + 1
+            self._require_hope(failures, reason)
             short = short + 1 if time.monotonic() - begun < STABLE_S else 0
-            delay_s = min(FIRST_DELAY_S * 2 ** (short - 2), LONGEST_DELAY_S) if short > 1 else 0.0
+            unlucky = max(short - 1, failures)
+            delay_s = min(FIRST_DELAY_S * 2 ** (unlucky - 1), LONGEST_DELAY_S) if unlucky > 0 else 0.0
             self.restarts += 1
             log.error(
                 "process replaced",
-                extra={"child": self.name, "status": status, "reason": child.reason, "delay_s": delay_s},
+                extra={"child": self.name, "status": status, "reason": reason, "delay_s": delay_s},
             )
             await asyncio.sleep(delay_s)
+
+    async def _live(self) -> tuple[bool, int | None, str]:
+        """Start a process and outlive it; return whether it got ready, its exit status, and why it ended."""
+        try:
+            child = self.child = await self._start()
+        except OSError as err:  # the machine has no more processes, memory or files just now
+            return False, None, f"it cannot be started: {err.strerror or err}"
+        if (word := await child.ready()) is not None:
+            self._got_ready(word, child)
+        return word is not None, await child.ended(), child.reason
 
     def _got_ready(self, word: str, child: Child) -> None:
         if not self._first.done():

@@ -20,7 +20,7 @@ from service.bodies import PendingBytes
 from service.capture.capture import make_capture
 from service.counts import Held
 from service.decoding import Decoder
-from service.errors import NotReadyError, ServiceError
+from service.errors import NotReadyError, ServiceError, StartError
 from service.processes.control import Control, Order, WorkerConfig, revived
 from service.processes.frames import Kind
 from service.processes.link import EngineLink, connect
@@ -47,7 +47,11 @@ def main() -> None:
     settings = revived(config.settings)
     logs.set_up(settings.log_level, process=f"worker {config.index}")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(control, config, settings))
+        try:
+            runner.run(serve(control, config, settings))
+        except StartError as err:
+            control.report("failed", str(err))
+            raise SystemExit(1) from None
 
 
 async def serve(control: Control, config: WorkerConfig, settings: Settings) -> None:

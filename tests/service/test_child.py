@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 from service.processes.child import Child
-from service.processes.control import Order
+from service.processes.control import Control, Order, Report
 
 
 def test_a_child_that_ends_without_reading_what_it_was_sent_has_ended() -> None:
@@ -16,3 +16,22 @@ def test_a_child_that_ends_without_reading_what_it_was_sent_has_ended() -> None:
             return await child.ended()
 
     assert asyncio.run(run()) == 0
+
+
+def test_however_long_a_reason_is_its_line_is_taken() -> None:
+    """Errors of all models are joined in it, compilers' among them; a stream reads lines of 64 KiB at most."""
+
+    async def run() -> Report:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        control = Control.__new__(Control)  # its making would tie this process to its parent
+        control._socket = theirs
+        with theirs:
+            await asyncio.to_thread(control.report, "failed", "\x00" * 200_000)
+        line = await reader.readline()
+        writer.close()
+        return Report.model_validate_json(line)
+
+    report = asyncio.run(run())
+    assert report.kind == "failed"
+    assert 1000 < len(report.text) < 200_000

@@ -18,8 +18,11 @@ import pytest
 from live import BUNDLE, SERVE, VERSION, Process, wait_until
 
 from model_store.bundle import read_manifest
+from service.app import create_app
 from service.errors import StartError
 from service.listener import bind
+from service.server import Server
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 Serve = Callable[..., AbstractContextManager[Process]]
@@ -166,6 +169,23 @@ def test_a_taken_port_is_named() -> None:
             bind("127.0.0.1", port)
     with pytest.raises(StartError, match="choose another --host or --port"):
         bind("no.such.host.invalid", 0)
+
+
+def test_a_port_taken_while_the_models_loaded_is_named(
+    settings: Callable[..., Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two servers may claim the same one; whoever listens first has it."""
+    with bind("127.0.0.1", 0) as sooner:
+        port = sooner.getsockname()[1]
+        ours = settings(host="127.0.0.1", port=port)
+        app = create_app(ours)
+        server = Server(app, ours, "listening")
+        with bind("127.0.0.1", port) as later:
+            sooner.listen()
+            with pytest.raises(StartError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(Address already in use\)"):
+                server.run(sockets=[later])
+    app.state.service.models.close()
+    assert capsys.readouterr().out == ""  # no greeting
 
 
 def test_nobody_connects_before_the_models_are_ready() -> None:

@@ -463,6 +463,27 @@ def test_a_folder_too_deep_for_a_socket_is_named(tmp_path: Path, monkeypatch: py
         supervise(Settings(workers=2), listener)
 
 
+def test_workers_whose_port_is_taken_while_the_models_load_name_it(bundles: Path, cache_dir: Path) -> None:
+    with bind("127.0.0.1", 0) as sooner:
+        port = sooner.getsockname()[1]
+        server = subprocess.Popen(
+            [SERVE, "--host", "127.0.0.1", "--port", str(port), "--workers", "2"],
+            env=os.environ | {"OOD_CACHE_DIR": str(cache_dir)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+        wait_until(lambda: children.read_text() != "")  # the port was claimed before that
+        sooner.listen()
+        printed, said = server.communicate(timeout=120)
+    assert (server.returncode, printed) == (1, "")
+    assert said.splitlines()[-1] == (
+        f"ood-serve: cannot listen on 127.0.0.1:{port} (Address already in use); choose another --host or --port"
+    )
+    assert "Traceback" not in said
+
+
 def test_workers_import_no_network_library() -> None:
     code = (
         "import sys; import service.cli, service.processes.supervisor, service.processes.worker\n"
