@@ -95,7 +95,6 @@ class LocalEngine:
         self._warm: Future[None] = Future()
         self._state: Health = "ready"
         self._thread = Thread(target=self._main, name=f"engine {bundle.manifest.name}", daemon=True)
-        metrics.watch_queue(lambda: self._batcher.depth)
 
     @property
     def name(self) -> str:
@@ -116,13 +115,14 @@ class LocalEngine:
         return self._state
 
     def start(self) -> None:
-        """Start the thread and run every batch size once; return when all are warm.
+        """Start the thread and run every batch size once; return when all are warm, and its queue is in the metrics.
 
         Raises:
             Exception: whatever the runtime raised.
         """
         self._thread.start()
         self._warm.result()
+        self._metrics.watch_queue(lambda: self._batcher.depth)  # not before: metrics stay, and so would what failed
 
     def close(self) -> None:
         """Answer what waits, then stop; return when the thread has, or when it hangs."""
@@ -249,8 +249,8 @@ class LocalEngine:
         return {size: min(found) for size, found in times.items()}
 
     def _seconds_of(self, images: np.ndarray) -> float:
-        begun = time.perf_counter()
-        self.bundle.predictor.predict(images)
+        begun, predictor = time.perf_counter(), self.bundle.predictor
+        predictor.finish(predictor.start(images))
         return time.perf_counter() - begun
 
     def _run(self) -> None:

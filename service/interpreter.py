@@ -17,4 +17,5 @@ def prepare() -> None:
     """Set this process up for requests, once all that stays is loaded."""
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    gc.collect()  # or a model that failed to load would stay, frozen with all else
     gc.freeze()  # to look through what stays for garbage, again and again, would hold up requests

@@ -17,7 +17,7 @@ from service.admission import Admission
 from service.cors import cors
 from service.errors import LineFullError, answer_for
 from service.middleware import error_reply, request_id_of
-from service.open_inference.errors import ROOT, speaks
+from service.open_inference.errors import ROOT, speaks, without_slash
 from service.state import State
 
 TELL_S = 1.0
@@ -57,7 +57,7 @@ class TurningAway:
         headers, path = Headers(scope=scope), scope["path"]
         parts, name = self._parts(speaks(path), retry_after_s), request_id_of(headers).encode()
         body = name.join(parts.body)
-        self._count(path)
+        self._count(without_slash(path))
         return b"%bcontent-length: %d\r\nx-request-id: %b\r\n%b%b\r\n%b" % (
             parts.head,
             len(body),

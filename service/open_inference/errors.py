@@ -11,6 +11,11 @@ def speaks(path: str) -> bool:
     return path == ROOT or path.startswith(f"{ROOT}/")
 
 
+def without_slash(path: str) -> str:
+    """Return a path without the slash that some clients send at the end of the protocol's; others as they are."""
+    return path.removesuffix("/") if speaks(path) else path
+
+
 def status_of(answer: Answer) -> int:
     """Return the status under /v2 of an error: 400 where the input's type or content is refused."""
     return 400 if answer.status in (415, 422) else answer.status

@@ -23,8 +23,17 @@ class RemoteEngine:
     """Asks the engine's process. Its queue is there, and so is the truth about it; here is what was last heard."""
 
     def __init__(
-        self, link: EngineLink, place: int, bundle: BundleFacts, runtime: str, tally: ModelTally, settings: Settings
+        self,
+        link: EngineLink,
+        place: int,
+        bundle: BundleFacts,
+        runtime: str,
+        tally: ModelTally,
+        settings: Settings,
+        *,
+        max_unsent_bytes: int,
     ) -> None:
+        """Make one; `max_unsent_bytes` is of the connection, which all models share."""
         self.bundle = bundle
         self.runtime_name = runtime
         self._link = link
@@ -32,7 +41,8 @@ class RemoteEngine:
         self._tally = tally
         self._shape = Shape.of(bundle.manifest)
         self._max_queued = settings.max_queue_images
-        self._max_asked = settings.max_queue_images + 2 * settings.max_batch_size
+        self._max_asked = max_asked(settings)
+        self._max_unsent_bytes = max_unsent_bytes
         self._silent_s = settings.stall_s + SILENT_S
         self._asked = 0
 
@@ -70,7 +80,8 @@ class RemoteEngine:
         after those that asked have given up.
         """
         self._require_open()
-        self._require_below(max(self._asked, self._unsent), len(images), self._max_asked)
+        self._require_below(self._asked, len(images), self._max_asked)
+        self._require_read()
         parts = pack_ask(self._place, images, deadline, all_scores=all_scores, logits=logits)
         self._asked += len(images)
         try:
@@ -89,18 +100,17 @@ class RemoteEngine:
         """Do nothing: the engine's process closes it."""
 
     @property
-    def _unsent(self) -> int:
-        """About how many images the other end has not read yet."""
-        spec = self.bundle.manifest.preprocess
-        return self._link.unsent_bytes // (spec.height * spec.width * 3)
-
-    @property
     def _status(self) -> Status:
         return self._link.statuses[self._place]
 
     def _require_below(self, waiting: int, images: int, allowed: int) -> None:
         if waiting + images > allowed:
             why = f"{waiting} images wait, {images} more are above the {allowed} allowed"
+            raise full(self.name, why, self._status.retry_after_s)
+
+    def _require_read(self) -> None:
+        if (unsent := self._link.unsent_bytes) >= self._max_unsent_bytes:
+            why = f"{unsent} bytes wait to be read by the engine's process, {self._max_unsent_bytes} may"
             raise full(self.name, why, self._status.retry_after_s)
 
     def _require_open(self) -> None:
@@ -110,17 +120,22 @@ class RemoteEngine:
             raise NotReadyError(f"{self.name} takes no more requests: the server is stopping")
 
 
+def max_asked(settings: Settings) -> int:
+    """Return how many images of a model the engine's process could hold: its queue, and two batches that run."""
+    return settings.max_queue_images + 2 * settings.max_batch_size
+
+
 def remote_models(link: EngineLink, tally: Tally, settings: Settings) -> Models:
     """Return the models that the engine's process has, behind this connection to it."""
-    return Models(
-        tuple(_entry(link, place, model, tally, settings) for place, model in enumerate(link.welcome.result().models))
-    )
+    welcomed = link.welcome.result().models
+    specs = [model.manifest.preprocess for model in welcomed if model.manifest is not None]
+    max_unsent_bytes = max_asked(settings) * max(spec.height * spec.width * 3 for spec in specs)
 
+    def entry(place: int, model: WelcomedModel) -> RemoteEngine | FailedModel:
+        if model.manifest is None:
+            return FailedModel(BundleRef.parse(model.ref), model.reason or "")
+        facts = BundleFacts(model.manifest, model.sha256, model.folder, model.calibration_counts)
+        series = tally.model(model.manifest)
+        return RemoteEngine(link, place, facts, model.runtime, series, settings, max_unsent_bytes=max_unsent_bytes)
 
-def _entry(
-    link: EngineLink, place: int, model: WelcomedModel, tally: Tally, settings: Settings
-) -> RemoteEngine | FailedModel:
-    if model.manifest is None:
-        return FailedModel(BundleRef.parse(model.ref), model.reason or "")
-    facts = BundleFacts(model.manifest, model.sha256, model.folder, model.calibration_counts)
-    return RemoteEngine(link, place, facts, model.runtime, tally.model(model.manifest), settings)
+    return Models(tuple(entry(place, model) for place, model in enumerate(welcomed)))

@@ -18,7 +18,7 @@ from service.errors import ANSWERS, InvalidHeaderError, InvalidTensorError, Malf
 from service.inflate import ENCODINGS, inflate
 from service.judging import Question, judge
 from service.open_inference import model as served
-from service.open_inference.errors import ROOT, status_of
+from service.open_inference.errors import ROOT, status_of, without_slash
 from service.open_inference.model import BYTES_SUFFIX, INPUT, ServedModel
 from service.open_inference.reply import JSON_LENGTH_HEADER, reply
 from service.open_inference.request import ParsedRequest, parse
@@ -207,8 +207,8 @@ class WithoutSlash:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and scope["path"].startswith(f"{ROOT}/"):
-            scope = {**scope, "path": scope["path"].removesuffix("/")}
+        if scope["type"] == "http":
+            scope = {**scope, "path": without_slash(scope["path"])}
         await self._app(scope, receive, send)
 
 

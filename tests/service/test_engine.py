@@ -1,10 +1,13 @@
 """The engine behind a real server, with its device held by a gate."""
 
+import asyncio
+import gc
 import io
 import itertools
 import math
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,11 +18,16 @@ import numpy as np
 import pytest
 from live import BUNDLE, MODEL, VERSION, Gate, Running, running, samples, wait_until
 
+import model_store.predictor
 import service.engine
 import service.models
 from model_store import images
 from model_store.bundle import Bundle, load_bundle
+from model_store.predictor import Predictor
 from service.engine import batch_sizes, worthwhile
+from service.errors import StartError
+from service.metrics import Metrics
+from service.models import load_models
 from service.settings import Settings
 
 Post = Callable[..., httpx.Response]
@@ -39,9 +47,37 @@ def test_batch_sizes_grow_by_half_and_end_at_the_largest() -> None:
     assert batch_sizes(64) == (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
-def test_every_size_runs_before_the_server_listens(settings: Callable[..., Settings], gate: Gate) -> None:
+def test_every_size_runs_before_the_server_listens(
+    settings: Callable[..., Settings], gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those also that are cut in pieces offline."""
+    monkeypatch.setattr(model_store.predictor, "BATCH_SIZE", 2)
     with running(settings(max_batch_size=4)):
         assert set(gate.batches) == {1, 2, 3, 4}
+
+
+def test_a_model_that_can_not_warm_up_leaves_nothing_in_memory(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The models beside it need the device's."""
+    predictors: list[weakref.ref[Predictor]] = []
+
+    def load(*args: Any, **kwargs: Any) -> Bundle:
+        bundle = load_bundle(*args, **kwargs)
+        predictors.append(weakref.ref(bundle.predictor))
+        bundle.predictor.scorer.runtime.start = refuse  # type: ignore[method-assign]
+        return bundle
+
+    def refuse(_: np.ndarray) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(service.models, "load_bundle", load)
+    metrics = Metrics([])
+    with pytest.raises(StartError, match="out of memory"):
+        load_models(settings(), metrics)
+    gc.collect()
+    assert [left() for left in predictors] == [None]
+    assert f"ood_threshold{{{MODEL}}}".encode() in asyncio.run(metrics.exposition())
 
 
 def test_batches_are_of_sizes_that_take_less_time_an_image_than_all_smaller_ones() -> None:

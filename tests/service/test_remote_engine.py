@@ -3,9 +3,10 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -71,20 +72,21 @@ def side(bundle: Bundle) -> Iterator[Side]:
 
 
 @asynccontextmanager
-async def connected(side: Side, workers: int = 1) -> AsyncIterator[tuple[Hub, list[EngineLink], list[RemoteEngine]]]:
+async def connected(
+    side: Side, workers: int = 1, beside: Sequence[LocalEngine] = ()
+) -> AsyncIterator[tuple[Hub, list[EngineLink], list[RemoteEngine]]]:
     """Connect workers; hang up at the end, so that no request of theirs is left."""
     loop = asyncio.get_running_loop()
-    hub, links, engines = Hub(Models((side.engine,)), side.metrics), [], []
+    hub, links, engines = Hub(Models((side.engine, *beside)), side.metrics), [], []
     for _ in range(workers):
         ours, theirs = socket.socketpair()
         await loop.connect_accepted_socket(lambda: WorkerEnd(hub), theirs)
         tally = Tally(["/predict"], lambda: side.held, CaptureTally())
         _, link = await loop.create_unix_connection(lambda tally=tally: EngineLink(counts_of(tally)), sock=ours)
         await link.welcome
-        (engine,) = remote_models(link, tally, SETTINGS).entries
+        engines += cast(tuple[RemoteEngine, ...], remote_models(link, tally, SETTINGS).entries)
         side.tallies.append(tally)
         links.append(link)
-        engines.append(engine)
     try:
         yield hub, links, engines
     finally:
@@ -212,6 +214,36 @@ def test_what_waits_to_be_sent_is_bounded_though_all_who_asked_have_given_up(sid
             end._transport.resume_reading()
             await until(lambda: link.unsent_bytes == 0)
             assert len((await engine.predict(IMAGES[:4], soon())).results) == 4
+
+    asyncio.run(ask())
+
+
+def test_images_that_wait_for_one_model_leave_room_for_those_of_another(side: Side, bundle: Bundle) -> None:
+    """What is not read yet is the connection's; 8 large images are as much as 392 small ones."""
+    spec = bundle.manifest.preprocess.model_copy(update={"height": 224, "width": 224, "resize_to": 224})
+    manifest = bundle.manifest.model_copy(update={"name": "large", "preprocess": spec})
+    large = LocalEngine(  # it is never started: what it is asked waits
+        replace(bundle, manifest=manifest),
+        side.metrics.model(manifest),
+        max_batch_size=SETTINGS.max_batch_size,
+        max_queue_images=SETTINGS.max_queue_images,
+        stall_s=SETTINGS.stall_s,
+    )
+
+    async def ask() -> None:
+        async with connected(side, beside=[large]) as (hub, (link,), (of_small, of_large)):
+            (end,) = hub.ends
+            end._transport.pause_reading()
+            images = [np.zeros((224, 224, 3), np.uint8)] * 4
+            waiting = [asyncio.ensure_future(of_large.predict(images, soon())) for _ in range(2)]
+            await until(lambda: link.unsent_bytes > 100 * IMAGES[0].nbytes)
+            found = asyncio.ensure_future(of_small.predict(IMAGES[:1], soon()))
+            await asyncio.sleep(0)
+            end._transport.resume_reading()
+            assert len((await found).results) == 1
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(ask())
 
