@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -324,6 +325,9 @@ def _opened(
     chosen, stores = _device(device), tuple(Store(path) for path in dict.fromkeys((store, SHIPPED)))
     with joined() as processes, ExitStack() as stack:
         recipe = processes.each_does(lambda: read_recipe(recipe_path))
+        processes.require_same(
+            f"the fingerprint of {recipe_path}", sha256(recipe.model_dump_json().encode()).hexdigest()
+        )
         own = processes.each_does(lambda: own_device(chosen, processes))
         folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
         processes.first_does(lambda: stack.enter_context(exclusive(folder)))

@@ -213,10 +213,11 @@ class Run:
             RecipeError: the recipe does not.
         """
         _ = self.recipe.finetuning  # which raises before any set is read
+        train_set, outliers = self.sets.train, self.sets.outliers  # which all processes read together
         return finetune(
-            self._with_margins,
-            self.sets.train,
-            self.sets.outliers,
+            self.processes.first_does(lambda: self._with_margins),
+            train_set,
+            outliers,
             self.folder / PRETRAIN,
             self.folder / FINETUNE,
             self.device,

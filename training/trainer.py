@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NormalisedNetwork
+from model_store.runtimes.torch_runtime import forbid_tf32
 from training.distributed import ALONE, Processes
 from training.errors import DivergedError, ResumeError
 from training.hardware import hardware
@@ -132,6 +133,7 @@ def train(network: nn.Module, stage: Stage, device: torch.device, progress: Prog
     Raises:
         DivergedError: the loss is not finite; the checkpoint of the last whole epoch stays.
     """
+    forbid_tf32()
     network.to(device).to(memory_format=torch.channels_last).train()
     spec = stage.optimisation
     optimizer = torch.optim.SGD(
@@ -164,6 +166,7 @@ def _take_average(network: nn.Module, average: AveragedModel, stage: Stage, devi
 
 def measure_batch_norm(network: nn.Module, batches: EpochBatches, generator: Generator) -> None:
     """Measure the batch-norm statistics of `network` (uint8 pixels to logits) anew, over the first batches."""
+    forbid_tf32()
     update_bn(islice(batches(generator), STATISTICS_STEPS), network)  # takes the first of each batch, the images
 
 

@@ -274,6 +274,40 @@ def test_torchrun_command_is_interrupted_and_resumed(image_sets: Path, tmp_path:
     assert (tmp_path / "runs/short/evaluate/evaluation.json").exists()
 
 
+def _on_two_machines(texts: tuple[str, str], data: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a recipe by two processes, each in a folder of its own, as it would be on a machine of its own."""
+    for rank, text in enumerate(texts):
+        (folder / str(rank)).mkdir(exist_ok=True)
+        (folder / str(rank) / "short.toml").write_text(text)
+    script = f"cd $RANK && exec {sys.executable} -m training run short.toml --data $0"
+    command = [*TORCHRUN, "--no-python", "sh", "-c", script, data]
+    return subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_margins_that_the_first_machine_chose_hold_on_all(image_sets: Path, tmp_path: Path) -> None:
+    text = (RECIPES / "tiny.toml").read_text().replace("epochs = 12", "epochs = 1").replace("epochs = 3", "epochs = 1")
+    text = text.replace("calibration_images = 50", "calibration_images = 0")
+    text = text.replace("margin_in = -8.0, margin_out = -3.0, ", "")
+    selection = "margin_in = [-9.0, -6.0]\nmargin_out = [-3.0]\nepochs = 1\nvalidation_images = 20\n"
+    text = text.replace("# Every score", f"[finetune.selection]\n{selection}\n# Every score")
+    done = _on_two_machines((text, text), image_sets, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0/runs/short/evaluate/evaluation.json").exists()
+    assert not (tmp_path / "1/runs").exists()
+
+
+@pytest.mark.slow
+def test_machines_with_different_recipes_are_refused(image_sets: Path, tmp_path: Path) -> None:
+    text = (RECIPES / "tiny.toml").read_text()
+    other = text.replace("learning_rate = 0.1", "learning_rate = 0.2")
+    done = _on_two_machines((text, other), image_sets, tmp_path)
+    assert done.returncode == 1
+    assert "the fingerprint of short.toml is " in done.stderr
+    assert " in process 1, " in done.stderr
+    assert not (tmp_path / "0/runs").exists()
+
+
 @pytest.mark.parametrize("command", [("reproduce", "--out", "out"), ("optimize", "cifar10", "--precision", "bfloat16")])
 def test_command_of_one_process_refuses_torchrun(
     command: tuple[str, ...],

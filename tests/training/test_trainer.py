@@ -107,6 +107,15 @@ def test_killed_finetuning_resumes_to_the_same_weights(
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
 
 
+def test_training_is_in_float32_whatever_ran_in_the_process_before(
+    recipe: Recipe, few: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TF32, cuDNN's default, is off for the process once a bundle has run; a resumed stage would go on otherwise."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pretrain(recipe, few, tmp_path, CPU, silent)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
     recipe: Recipe, few: ImageSet, tmp_path: Path
 ) -> None:
