@@ -99,6 +99,13 @@ def test_only_refuses_what_there_is_not(paper: Size, benchmark: Benchmark) -> No
         read_only(["odin", "imagenet", "ours-*"], paper, benchmark)
 
 
+@pytest.mark.parametrize("name", ["odin", "chosen", "energy", "classifier", "margins", "cifar10"])
+def test_fine_tuning_that_is_called_as_something_else_is_refused(name: str, paper: Size, benchmark: Benchmark) -> None:
+    size = paper.model_copy(update={"finetunings": {name: paper.finetunings["ours"]}})
+    with pytest.raises(RecipeError, match=f"finetunings are called {name}, which names a method, an experiment or"):
+        read_only([], size, benchmark)
+
+
 def _changed(size: str, **changes: object) -> str:
     text = (SIZES / f"{size}.toml").read_text()
     for old, new in changes.items():
@@ -117,7 +124,23 @@ def _changed(size: str, **changes: object) -> str:
             r"seeds are \(1, 2\); 0, that of validation, must be one of them",
         ),
         (_changed("tests", margin_in="[-1.0]"), "margin_in must be below margin_out"),
-        (_changed("tests", objective='{ kind = "hope" }'), "hope"),
+        (_changed("tests", objective='{ kind = "hope" }'), "^[^\n]*finetunings.outlier_exposure: .*hope"),
+        (
+            _changed("tests", seeds="[2147483648]"),
+            "seeds are .2147483648,.; each must be another, from 0 to 2147483647",
+        ),
+        (_changed("tests", depth="20"), r"network: .*depth is 20; a WideResNet has 6 n \+ 4 layers"),
+        (_changed("tests").replace("[finetunings.ours]", '[finetunings."../ours"]'), r"finetunings.*\.\./ours"),
+        (
+            _changed("tests").replace("\noutlier_batch_size", "\n# ", 1),
+            "finetune: outlier_batch_size: Field required",
+        ),
+        (
+            _changed("tests")
+            .replace("\nmargins = ", '\noutliers = "synthetic"\nmargins = ', 1)
+            .replace("outlier_batch_size = ", "outlier_batch_size = 8 # ", 1),
+            "finetunings.energy_finetuned has an outlier_batch_size of 8; synthetic outliers are of 9 kinds",
+        ),
         (_changed("tests") + "\nfast = true\n", "fast"),
         ("seeds = [", "is not TOML"),
     ],

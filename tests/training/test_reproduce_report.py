@@ -8,6 +8,7 @@ import pytest
 
 from training.errors import TrainingError
 from training.reproduce import figures, report, tables
+from training.reproduce.methods import margin_method
 from training.reproduce.results import (
     InDistributionRecord,
     Intervals,
@@ -51,13 +52,13 @@ def _row(method: str, seed: int, ood: str, fpr95: float, error: float = 6.0) -> 
     )
 
 
-def _results(*of_methods: Row) -> Results:
+def _results(*of_methods: Row, seeds: tuple[int, ...] = (0, 1)) -> Results:
     return Results(
         commit="abc1234",
         command="ood-train reproduce --out here",
         hardware="an abacus",
         seconds=3600.0,
-        size=read_size(Path("tests")),
+        size=read_size(Path("tests")).model_copy(update={"seeds": seeds}),
         in_distribution={
             "cifar10": InDistributionRecord(
                 title="CIFAR-10",
@@ -81,7 +82,8 @@ def _rows(method: str, seed: int, svhn: float, celeba: float, near: float) -> tu
 
 
 ONE_SEED = _results(*_rows("softmax", 0, 40, 20, 80), *_rows("energy", 0, 30, 10, 60))
-TWO_SEEDS = _results(*ONE_SEED.rows, *_rows("softmax", 1, 44, 24, 82), *_rows("energy", 1, 30, 16, 64))
+ROWS_OF_TWO = (*ONE_SEED.rows, *_rows("softmax", 1, 44, 24, 82), *_rows("energy", 1, 30, 16, 64))
+TWO_SEEDS = _results(*ROWS_OF_TWO)
 
 
 def test_table1_by_hand() -> None:
@@ -94,6 +96,13 @@ def test_table1_by_hand() -> None:
         "| no | cifar100 (near) | 80.00 / 60.00 | none / none | 60.00 / 70.00 | none / none | 80.00 / 85.00 "
         "| none / none |",
     ]
+
+
+def test_rows_of_seeds_that_are_the_sizes_no_longer_are_left_out_but_those_of_margins_on_validation() -> None:
+    pair = read_size(Path("tests")).margins.pairs()[0]
+    trial = _row(margin_method(pair), 0, "svhn", 50)
+    (subject,) = report.subjects(_results(*ROWS_OF_TWO, trial, seeds=(1,)))
+    assert subject.rows == (*ROWS_OF_TWO[len(ONE_SEED.rows) :], trial)
 
 
 def test_single_far_set_stands_beside_its_own_figure_of_the_paper_not_the_mean() -> None:

@@ -37,6 +37,14 @@ MethodScore = ScoreName | Literal["odin", "perturbed_mahalanobis", "chosen"] | N
 """A score with the hyperparameters of its experiment or its own; `chosen`: the one-pass score that validation chose."""
 
 
+_CLASSIFIERS: dict[str, MethodScore] = {
+    **ONE_PASS_METHODS,
+    "odin": "odin",
+    "mahalanobis": "perturbed_mahalanobis",
+    "chosen": "chosen",
+}
+
+
 @dataclass(frozen=True)
 class Method:
     """One row of tables: a score of a network. `margins` are those of a network of Fig. 4b, on the validation split."""
@@ -51,10 +59,7 @@ class Method:
 def methods(size: Size) -> tuple[Method, ...]:
     """Return every method, those of one network one after the other."""
     return (
-        *(Method(name, "table", CLASSIFIER, score) for name, score in ONE_PASS_METHODS.items()),
-        Method("odin", "table", CLASSIFIER, "odin"),
-        Method("mahalanobis", "table", CLASSIFIER, "perturbed_mahalanobis"),
-        Method("chosen", "table", CLASSIFIER, "chosen"),
+        *(Method(name, "table", CLASSIFIER, score) for name, score in _CLASSIFIERS.items()),
         *_temperatures(size),
         *(method for name in size.finetunings for method in _fine_tuned(name, size)),
         *(
@@ -94,6 +99,14 @@ def _fine_tuned(name: str, size: Size) -> Iterable[Method]:
             yield Method(f"{name}+{score}", "scores", name, score)
 
 
+def _require_new(finetunings: Iterable[str], taken: Collection[str]) -> None:
+    if used := [name for name in finetunings if name in taken]:
+        raise RecipeError(
+            f"finetunings are called {', '.join(used)}, which names a method, an experiment or an in-distribution set "
+            f"already; call them otherwise than {', '.join(sorted(taken))}"
+        )
+
+
 @dataclass(frozen=True)
 class Only:
     """What of all was asked for; None where nothing was named."""
@@ -111,9 +124,10 @@ def read_only(asked: Collection[str], size: Size, benchmark: Benchmark) -> Only:
     """Read names, or shell patterns (`ours+*`), of in-distribution sets, experiments and methods.
 
     Raises:
-        RecipeError: one that none of them matches.
+        RecipeError: one that none of them matches, or a fine-tuning that is called as something else is.
     """
     sets, parts = set(benchmark.in_distribution), {part for m in methods(size) for part in (m.experiment, m.name)}
+    _require_new(size.finetunings, {CLASSIFIER, *_CLASSIFIERS, *get_args(Experiment), *sets})
     if unknown := [name for name in asked if not fnmatch.filter(sets | parts, name)]:
         named = [name for name in sorted(parts) if "=" not in name and "+" not in name]
         raise RecipeError(

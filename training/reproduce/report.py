@@ -5,6 +5,7 @@ from pathlib import Path
 from training.evaluate import OOD_IMAGES, Say
 from training.report import replace_block
 from training.reproduce import figures
+from training.reproduce.methods import margin_method
 from training.reproduce.results import RESULTS, Results, read_results, write_text
 from training.reproduce.size import Size, ValidationSize
 from training.reproduce.tables import (
@@ -41,10 +42,15 @@ def write_report(out: Path, say: Say) -> None:
 
 
 def subjects(results: Results) -> list[Subject]:
-    """Return the in-distribution sets that have rows."""
-    found = []
+    """Return the in-distribution sets that have rows of the size's seeds; rows of others may be left from before."""
+    size, found = results.size, []
+    on_validation = {(margin_method(pair), size.validation.seed) for pair in size.margins.pairs()}
     for name, record in results.in_distribution.items():
-        rows = tuple(row for row in results.rows if row.in_distribution == name)
+        rows = tuple(
+            row
+            for row in results.rows
+            if row.in_distribution == name and (row.seed in size.seeds or (row.method, row.seed) in on_validation)
+        )
         if rows:
             found.append(Subject(name, record, results.size, rows))
     return found

@@ -1,29 +1,39 @@
 """How large the experiments are: one TOML file a size, which says every count."""
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from model_store.frozen import Frozen, OpenFraction
 from model_store.manifest import WideResNetSpec
+from model_store.networks import outlined
 from model_store.score_specs import ScoreName
 from training.augment_spec import AugmentSpec
 from training.config import fault
 from training.errors import RecipeError
 from training.objective_spec import Margins
 from training.stage_specs import ExecutionSpec, FinetuneSpec, PretrainSpec
+from training.synthetic_outliers import KINDS
 
 SIZES = Path(__file__).parent / "sizes"
+LARGEST_SEED = 2**31 - 1
 
 
 class NetworkSize(Frozen):
     """A WideResNet, whatever it classifies."""
 
-    depth: int = Field(ge=10)
+    depth: int
     widen_factor: int = Field(ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> "NetworkSize":
+        outlined(self.spec(num_classes=2))
+        return self
 
     @property
     def label(self) -> str:
@@ -46,7 +56,7 @@ class ValidationSize(Frozen):
     share: OpenFraction
     images: int = Field(ge=2)
     """So many of the images held out stand for in-distribution; of these each kind of validation outliers is made."""
-    seed: int = Field(ge=0, lt=2**31)
+    seed: int = Field(ge=0, le=LARGEST_SEED)
 
 
 class TemperatureExperiment(Frozen):
@@ -109,7 +119,7 @@ class Size(Frozen):
     pretrain: PretrainSpec
     finetune: dict[str, Any]
     """What all fine-tunings share, as in a recipe's table; each adds its objective."""
-    finetunings: dict[str, FineTuning]
+    finetunings: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], FineTuning]
     validation: ValidationSize
     odin: OdinGrid
     mahalanobis: MahalanobisGrid
@@ -124,8 +134,8 @@ class Size(Frozen):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError(f"seeds are {seeds}; each must be another, and at least 0")
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0 or max(seeds) > LARGEST_SEED:
+            raise ValueError(f"seeds are {seeds}; each must be another, from 0 to {LARGEST_SEED}")
         return seeds
 
     @model_validator(mode="after")
@@ -140,9 +150,18 @@ class Size(Frozen):
 
     @model_validator(mode="after")
     def _fine_tunings_can_be_made(self) -> "Size":
-        for fine_tuning in self.finetunings.values():
-            self.finetune_spec(fine_tuning, self.margins.pairs()[0] if fine_tuning.margins else None)
-        for pair in self.margins.pairs():
+        pair = self.margins.pairs()[0]
+        with _told_as("finetune"):  # whole by itself, since the report tells of it
+            FinetuneSpec.model_validate(self.finetune | {"objective": {"kind": "outlier_exposure"}})
+        for name, fine_tuning in self.finetunings.items():
+            with _told_as(f"finetunings.{name}"):
+                spec = self.finetune_spec(fine_tuning, pair if fine_tuning.margins else None)
+            if fine_tuning.outliers and spec.outlier_batch_size < len(KINDS):
+                raise ValueError(
+                    f"finetunings.{name} has an outlier_batch_size of {spec.outlier_batch_size}; synthetic outliers "
+                    f"are of {len(KINDS)} kinds, and a batch has one of each: take at least {len(KINDS)}"
+                )
+        with _told_as("margins"):
             self.margin_trial(pair)
         return self
 
@@ -155,6 +174,15 @@ class Size(Frozen):
         """Return a recipe's table `finetune` for one point of Fig. 4b."""
         objective = {"kind": "energy_bounded"} | margins.model_dump()
         return FinetuneSpec.model_validate(self.finetune | self.margins.finetune | {"objective": objective})
+
+
+@contextmanager
+def _told_as(table: str) -> Iterator[None]:
+    """Say in one line what is wrong with a table that others make up."""
+    try:
+        yield
+    except ValidationError as err:
+        raise ValueError(f"{table}: {'; '.join(map(fault, err.errors()))}") from None
 
 
 def read_size(path: Path) -> Size:
