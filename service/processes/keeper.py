@@ -12,7 +12,7 @@ from service.processes.child import Child
 MAX_FAILURES = 4
 """Starts in a row that may fail before the whole server gives up."""
 STABLE_S = 60.0
-"""Who has lived for so long is started again at once; others ever later."""
+"""Who was ready for so long is started again at once; others ever later."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
 log = logging.getLogger(__name__)
@@ -61,11 +61,10 @@ class Keeper:
     async def _keep(self) -> None:
         failures = short = 0
         while True:
-            begun = time.monotonic()
-            got_ready, status, reason = await self._live()
-            failures = 0 if got_ready else failures + 1
+            ready_s, status, reason = await self._live()
+            failures = failures + 1 if ready_s is None else 0
             self._require_hope(failures, reason)
-            short = short + 1 if time.monotonic() - begun < STABLE_S else 0
+            short = short + 1 if ready_s is None or ready_s < STABLE_S else 0
             unlucky = max(short - 1, failures)
             delay_s = min(FIRST_DELAY_S * 2 ** (unlucky - 1), LONGEST_DELAY_S) if unlucky > 0 else 0.0
             self.restarts += 1
@@ -75,15 +74,17 @@ class Keeper:
             )
             await asyncio.sleep(delay_s)
 
-    async def _live(self) -> tuple[bool, int | None, str]:
-        """Start a process and outlive it; return whether it got ready, its exit status, and why it ended."""
+    async def _live(self) -> tuple[float | None, int | None, str]:
+        """Start a process and outlive it; return for how long it was ready, its exit status, and why it ended."""
         try:
             child = self.child = await self._start()
         except OSError as err:  # the machine has no more processes, memory or files just now
-            return False, None, f"it cannot be started: {err.strerror or err}"
-        if (word := await child.ready()) is not None:
+            return None, None, f"it cannot be started: {err.strerror or err}"
+        word, begun = await child.ready(), time.monotonic()
+        if word is not None:
             self._got_ready(word, child)
-        return word is not None, await child.ended(), child.reason
+        status = await child.ended()
+        return None if word is None else time.monotonic() - begun, status, child.reason
 
     def _got_ready(self, word: str, child: Child) -> None:
         if not self._first.done():

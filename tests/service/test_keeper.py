@@ -24,6 +24,14 @@ class Ended:
         return -9
 
 
+class SlowToLoad(Ended):
+    """It loads for longer than it serves."""
+
+    async def ready(self) -> str:
+        await asyncio.sleep(0.2)
+        return "ready"
+
+
 class Starts:
     """Starts that go well, or that the machine refuses; the last goes on for ever."""
 
@@ -60,6 +68,27 @@ def test_a_start_that_the_machine_refuses_for_a_moment_is_tried_again() -> None:
         kept.stop()
 
     asyncio.run(run())
+
+
+def test_the_time_to_load_is_no_life(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """An engine that loads for a minute, and dies of its first batch, is started ever later."""
+    monkeypatch.setattr(keeper, "STABLE_S", 0.1)
+    monkeypatch.setattr(keeper, "FIRST_DELAY_S", 0.01)
+
+    async def start() -> SlowToLoad:
+        return SlowToLoad()
+
+    async def run() -> None:
+        kept = Keeper("engine", start, lambda: None)
+        kept.begin()
+        async with asyncio.timeout(10):
+            while kept.restarts < 3:
+                await asyncio.sleep(0.01)
+        kept.stop()
+
+    asyncio.run(run())
+    delays = [vars(record)["delay_s"] for record in caplog.records if record.message == "process replaced"]
+    assert delays == [0.0, 0.01, 0.02]
 
 
 def test_starts_that_the_machine_goes_on_refusing_are_an_error_that_says_why() -> None:
