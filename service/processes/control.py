@@ -29,11 +29,12 @@ class Message(BaseModel):
 
 
 class EngineConfig(Message):
-    """What an engine's process is told at its start: the server's settings, its URL, and the socket to listen on."""
+    """What an engine's process is told at its start: settings, URL, the socket to listen on, what has been replaced."""
 
     settings: dict[str, Any]
     url: str
     listener: int
+    restarts: dict[str, int]
 
 
 class WorkerConfig(Message):

@@ -43,7 +43,7 @@ def main() -> None:
             leave(1)
         hello = greeting(models, config.url, closed=bool(settings.api_keys), workers=settings.workers)
         interpreter.prepare()
-        process = EngineProcess(settings, control, models, metrics, orders)
+        process = EngineProcess(settings, control, models, metrics, orders, config.restarts)
         leave(runner.run(process.serve(socket.socket(fileno=config.listener), hello)))
 
 
@@ -59,14 +59,22 @@ class EngineProcess:
     """Serves workers, and watches the models."""
 
     def __init__(
-        self, settings: Settings, control: Control, models: Models, metrics: Metrics, orders: "asyncio.Queue[Order]"
+        self,
+        settings: Settings,
+        control: Control,
+        models: Models,
+        metrics: Metrics,
+        orders: "asyncio.Queue[Order]",
+        restarts: dict[str, int],
     ) -> None:
+        """Make one; `restarts` is how often processes were replaced before this one, by kind."""
         self._settings = settings
         self._control = control
         self._models = models
         self._metrics = metrics
         self._orders = orders
         self._restarts: dict[str, int] = {}
+        self._count_restarts(restarts)  # before anybody asks: a counter that was at 0 again would count them anew
 
     async def serve(self, listener: socket.socket, hello: str) -> int:
         """Serve until it is time to leave; answer what waits, and return the exit status."""

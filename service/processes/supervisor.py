@@ -140,7 +140,8 @@ class Supervisor:
 
     async def _start_engine(self) -> Child:
         listener = self._inner.fileno()
-        config = EngineConfig(settings=plain(self._settings), url=address(self._listener), listener=listener)
+        url = address(self._listener)
+        config = EngineConfig(settings=plain(self._settings), url=url, listener=listener, restarts=self._restarts)
         return await self._start("engine", config, self._inner)
 
     async def _start_worker(self, index: int) -> Child:
@@ -155,8 +156,11 @@ class Supervisor:
     def _tell_restarts(self) -> None:
         """Tell the engine's process, which has the metrics, how often what was replaced."""
         if self._engine.child and self._engine.child.is_ready:
-            restarts = {"engine": self._engine.restarts, "worker": sum(worker.restarts for worker in self._workers)}
-            self._engine.child.order(Order(kind="restarts", restarts=restarts))
+            self._engine.child.order(Order(kind="restarts", restarts=self._restarts))
+
+    @property
+    def _restarts(self) -> dict[str, int]:
+        return {"engine": self._engine.restarts, "worker": sum(worker.restarts for worker in self._workers)}
 
 
 async def _all_ended(children: Sequence[Child]) -> None:

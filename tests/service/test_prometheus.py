@@ -1,8 +1,10 @@
 """Metrics add up to the replies that were sent, and the page lists them all."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -13,6 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from model_store.bundle import read_manifest
 from service.histogram import BucketHistogram, Buckets
 from service.metrics import MODEL_LABELS, P_VALUE_EDGES, Metrics
+from service.processes.control import Control
+from service.processes.engine import EngineProcess
+from service.served_models import Models
 from service.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
@@ -136,6 +141,16 @@ def test_models_have_their_own_edges() -> None:
     assert registry.get_sample_value("energy_bucket", {"model": "a", "version": "1", "le": "1.0"}) == 1
     assert registry.get_sample_value("energy_bucket", {"model": "b", "version": "2", "le": "10.0"}) == 1
     assert registry.get_sample_value("energy_bucket", {"model": "b", "version": "2", "le": "1.0"}) is None
+
+
+def test_an_engine_that_replaces_another_counts_on_from_what_was_replaced_before(
+    settings: Callable[..., Settings],
+) -> None:
+    """Prometheus takes a counter at 0 for one that began anew, and would count what it comes back to once more."""
+    metrics, control = Metrics(["/predict"]), Mock(spec=Control)
+    EngineProcess(settings(), control, Models(()), metrics, asyncio.Queue(), {"engine": 2, "worker": 1})
+    assert metrics.registry.get_sample_value("ood_process_restarts_total", {"process": "engine"}) == 2
+    assert metrics.registry.get_sample_value("ood_process_restarts_total", {"process": "worker"}) == 1
 
 
 def test_two_servers_in_a_process_share_nothing() -> None:
