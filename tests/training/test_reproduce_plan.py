@@ -124,6 +124,8 @@ def _changed(size: str, **changes: object) -> str:
             r"seeds are \(1, 2\); 0, that of validation, must be one of them",
         ),
         (_changed("tests", margin_in="[-1.0]"), "margin_in must be below margin_out"),
+        (_changed("tests", margin_in="[-4.0, -1.0]"), r"^[^\n]*margins: [^\n]*margin_in must be below margin_out"),
+        (_changed("tests", depth="4"), r"^[^\n]*network.depth: [^\n]*greater than or equal to 10 \(given 4\)"),
         (_changed("tests", objective='{ kind = "hope" }'), "^[^\n]*finetunings.outlier_exposure: .*hope"),
         (
             _changed("tests", seeds="[2147483648]"),

@@ -26,7 +26,7 @@ LARGEST_SEED = 2**31 - 1
 class NetworkSize(Frozen):
     """A WideResNet, whatever it classifies."""
 
-    depth: int
+    depth: int = Field(ge=10, le=1000)
     widen_factor: int = Field(ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -150,19 +150,20 @@ class Size(Frozen):
 
     @model_validator(mode="after")
     def _fine_tunings_can_be_made(self) -> "Size":
-        pair = self.margins.pairs()[0]
         with _told_as("finetune"):  # whole by itself, since the report tells of it
             FinetuneSpec.model_validate(self.finetune | {"objective": {"kind": "outlier_exposure"}})
+        with _told_as("margins"):
+            pairs = self.margins.pairs()
+            for pair in pairs:
+                self.margin_trial(pair)
         for name, fine_tuning in self.finetunings.items():
             with _told_as(f"finetunings.{name}"):
-                spec = self.finetune_spec(fine_tuning, pair if fine_tuning.margins else None)
+                spec = self.finetune_spec(fine_tuning, pairs[0] if fine_tuning.margins else None)
             if fine_tuning.outliers and spec.outlier_batch_size < len(KINDS):
                 raise ValueError(
                     f"finetunings.{name} has an outlier_batch_size of {spec.outlier_batch_size}; synthetic outliers "
                     f"are of {len(KINDS)} kinds, and a batch has one of each: take at least {len(KINDS)}"
                 )
-        with _told_as("margins"):
-            self.margin_trial(pair)
         return self
 
     def finetune_spec(self, fine_tuning: FineTuning, margins: Margins | None) -> FinetuneSpec:
