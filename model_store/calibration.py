@@ -149,7 +149,7 @@ def threshold(sorted_scores: NDArray[np.float32], k: int) -> np.float32:
     Raises:
         CalibrationError: the scores are not sorted or not finite, k is not in 1 to n, or no float32 lies below s_(k).
     """
-    _check_sorted(sorted_scores)
+    require_sorted(sorted_scores)
     n = sorted_scores.size
     if not 1 <= k <= n:
         raise CalibrationError(f"k is {k}; with {n} calibration scores it must be in 1 to {n}")
@@ -160,19 +160,32 @@ def threshold(sorted_scores: NDArray[np.float32], k: int) -> np.float32:
     return np.float32(tau)
 
 
+def require_sorted(scores: NDArray[np.float32]) -> None:
+    """Refuse calibration scores that are not float32 (n,), n >= 1, ascending and finite.
+
+    Raises:
+        CalibrationError: they are not.
+    """
+    if scores.dtype != np.float32 or scores.ndim != 1 or scores.size == 0:
+        raise CalibrationError(
+            f"calibration scores are {scores.dtype} {scores.shape}; they must be float32 (n,), n >= 1"
+        )
+    # NaN fails the comparison, and what is sorted between finite ends is finite.
+    if not np.all(scores[:-1] <= scores[1:]) or not np.isfinite(scores[[0, -1]]).all():
+        raise CalibrationError("calibration scores are not ascending and finite; `sorted_scores` makes them so")
+
+
 def p_values(scores: NDArray[np.float32], sorted_scores: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the conformal p-values (1 + #{s_i <= s}) / (n + 1), float64 (N,) in [1 / (n + 1), 1].
 
     Args:
         scores: float32 (N,), not NaN. One NaN refuses the batch, so single it out before.
-        sorted_scores: float32 (n,), ascending, finite.
+        sorted_scores: float32 (n,), as `require_sorted` has them; a batch is judged too often to look again.
 
     Raises:
-        CalibrationError: the calibration scores are not sorted or not finite.
         ValueError: scores are not float32 (N,), or hold NaN.
     """
     _check_scores(scores)
-    _check_sorted(sorted_scores)
     not_above = np.searchsorted(sorted_scores, scores, side="right")
     p: NDArray[np.float64] = (1 + not_above) / np.float64(sorted_scores.size + 1)
     return p
@@ -208,7 +221,7 @@ def histogram_edges(sorted_scores: NDArray[np.float32], tau: np.float32 | float)
         CalibrationError: the scores are not sorted or not finite.
         ValueError: tau is not the value of a finite float32.
     """
-    _check_sorted(sorted_scores)
+    require_sorted(sorted_scores)
     low, high = Fraction(float(sorted_scores[0])), Fraction(float(sorted_scores[-1]))
     bottom = low - (high - low or max(Fraction(1), abs(high)))
     step = _round_step((high - bottom) / _MOST_STEPS)
@@ -226,7 +239,7 @@ def histogram_counts(sorted_scores: NDArray[np.float32], edges: Sequence[float])
     Raises:
         CalibrationError: the scores are not sorted or not finite.
     """
-    _check_sorted(sorted_scores)
+    require_sorted(sorted_scores)
     up_to = np.searchsorted(sorted_scores, np.asarray(edges, np.float64), side="right")
     return tuple(np.diff(up_to, prepend=0, append=sorted_scores.size).tolist())
 
@@ -282,16 +295,6 @@ def _check_count(n: int) -> None:
 def _check_open_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name} is {value}; it must be above 0 and below 1")
-
-
-def _check_sorted(scores: NDArray[np.float32]) -> None:
-    if scores.dtype != np.float32 or scores.ndim != 1 or scores.size == 0:
-        raise CalibrationError(
-            f"calibration scores are {scores.dtype} {scores.shape}; they must be float32 (n,), n >= 1"
-        )
-    # NaN fails the comparison, and what is sorted between finite ends is finite.
-    if not np.all(scores[:-1] <= scores[1:]) or not np.isfinite(scores[[0, -1]]).all():
-        raise CalibrationError("calibration scores are not ascending and finite; `sorted_scores` makes them so")
 
 
 def _check_scores(scores: NDArray[np.float32]) -> None:

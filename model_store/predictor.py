@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_store import calibration, scores
+from model_store import calibration
 from model_store.manifest import PreprocessSpec
 from model_store.networks import NetworkOutput
 from model_store.runtimes import Runtime
 from model_store.score_specs import ScoreName
-from model_store.scores import OnePassScore
+from model_store.scores import OnePassScore, on_arrays
 from model_store.threads import FOR_SCORES, torch_threads
 
 BATCH_SIZE = 256
@@ -41,7 +41,7 @@ class Scores:
     @property
     def class_id(self) -> NDArray[np.int64]:
         """The most probable class of each image, int64 (N,)."""
-        classes: NDArray[np.int64] = self.logits.argmax(dim=1).numpy()
+        classes: NDArray[np.int64] = self.logits.numpy().argmax(axis=1)
         return classes
 
 
@@ -76,6 +76,14 @@ class CalibratedScore:
     score: OnePassScore
     calibration_scores: NDArray[np.float32]
     threshold: np.float32
+
+    def __post_init__(self) -> None:
+        """Refuse calibration scores that no p-value can be read from.
+
+        Raises:
+            CalibrationError: they are not sorted or not finite.
+        """
+        calibration.require_sorted(self.calibration_scores)
 
     @torch_threads(FOR_SCORES)
     def judge(self, output: NetworkOutput) -> ScoreVerdicts:
@@ -117,25 +125,27 @@ class Scorer:
         """Wait for a batch and score it.
 
         Raises:
-            FloatingPointError: logits or features are not finite, so no verdict can be given.
+            FloatingPointError: as `from_output`.
         """
-        output = self.runtime.finish(ticket)
-        with torch_threads(FOR_SCORES):
-            for name, tensor in output._asdict().items():
-                if not bool(torch.isfinite(tensor).all()):
-                    raise FloatingPointError(
-                        f"{self.runtime.name} returned {name} that are not finite; the weights are damaged"
-                    )
-            return self.from_output(output)
+        return self.from_output(self.runtime.finish(ticket))
 
-    @torch_threads(FOR_SCORES)
     def from_output(self, output: NetworkOutput) -> Scores:
-        """Score logits and features that are on the host."""
+        """Score logits and features that are on the host.
+
+        Raises:
+            FloatingPointError: some are not finite, so no verdict can be given.
+        """
+        for name, tensor in output._asdict().items():
+            if not on_arrays.all_finite(tensor.numpy()):
+                raise FloatingPointError(
+                    f"{self.runtime.name} returned {name} that are not finite; the weights are damaged"
+                )
+        logits = output.logits.numpy()
         return Scores(
             logits=output.logits,
             features=output.features,
-            negative_energy=scores.negative_energy(output.logits, self.temperature).numpy(),
-            confidence=scores.max_softmax(output.logits).numpy(),
+            negative_energy=on_arrays.negative_energy(logits, self.temperature),
+            confidence=on_arrays.max_softmax(logits),
         )
 
     def score(self, images: NDArray[np.uint8]) -> Scores:

