@@ -169,11 +169,13 @@ class Batcher(Generic[Item, Result]):
             submission.results += results[at : at + count]
             submission.forward_s += forward_s
             at += count
-            if len(submission.results) == submission.size:
-                with self._changed:
-                    self._unresolved.pop(submission.number, None)
-                queue_s = submission.first_taken_at - submission.queued_at
-                _resolve(submission, Waited(submission.results, queue_s, submission.forward_s))
+        done = [submission for submission, _ in batch.shares if len(submission.results) == submission.size]
+        with self._changed:
+            for submission in done:
+                self._unresolved.pop(submission.number, None)
+        for submission in done:
+            queue_s = submission.first_taken_at - submission.queued_at
+            _resolve(submission, Waited(submission.results, queue_s, submission.forward_s))
 
     def close(self) -> None:
         """Take nothing more; what waits is still given out."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from model_store.bundle import Bundle
+from model_store.networks import NetworkOutput
 from model_store.predictor import Predictions, ScoreVerdicts
 from model_store.score_specs import ScoreName
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
@@ -42,6 +43,14 @@ class Started(NamedTuple):
     batch: Batch[Ask, Verdict]
     ticket: Any
     at: float
+
+
+class Computed(NamedTuple):
+    """A batch that the device is done with, what the network made of it, and how long it took."""
+
+    batch: Batch[Ask, Verdict]
+    output: NetworkOutput
+    forward_s: float
 
 
 def batch_sizes(largest: int) -> tuple[int, ...]:
@@ -90,7 +99,9 @@ class LocalEngine:
             sizes=batch_sizes(max_batch_size), max_items=max_queue_images, on_drop=self._dropped
         )
         self._started: deque[Started] = deque()
+        self._computed: Computed | None = None
         self._busy_since: float | None = None
+        self._finished_at = 0.0
         self._image_s = 0.0
         self._warm: Future[None] = Future()
         self._state: Health = "ready"
@@ -254,14 +265,24 @@ class LocalEngine:
         return time.perf_counter() - begun
 
     def _run(self) -> None:
+        """Have batches computed until the queue is closed and empty.
+
+        What is computed is judged and handed out while the next batch, if any waits, is computed.
+        """
         while True:
-            batch = self._batcher.take(wait=not self._started)
-            if batch is not None:
-                self._start(batch)
-            elif not self._started:
+            idle = not self._started and self._computed is None
+            batch = self._batcher.take(wait=idle)
+            if batch is None and idle:
                 return
-            if batch is None or len(self._started) >= self._runtime.in_flight:
-                self._finish(self._started.popleft())
+            try:
+                if batch is not None:
+                    self._start(batch)
+            finally:  # answers that are there are given, whatever comes of the next batch
+                self._hand_out()
+            if self._started and (batch is None or len(self._started) >= self._runtime.in_flight):
+                self._computed = self._finish(self._started.popleft())
+                if not self._runtime.in_flight:  # `start` would compute before these were answered
+                    self._hand_out()
 
     def _start(self, batch: Batch[Ask, Verdict]) -> None:
         at = time.monotonic()
@@ -269,18 +290,25 @@ class LocalEngine:
         ticket = self.bundle.predictor.start(np.stack([ask.pixels for ask in batch.items]))
         self._started.append(Started(batch, ticket, at))
 
-    def _finish(self, started: Started) -> None:
-        found = self._judge(started)
-        forward_s = time.monotonic() - started.at
-        self._busy_since = self._started[0].at if self._started else None
+    def _finish(self, started: Started) -> Computed:
+        output, now = self._runtime.finish(started.ticket), time.monotonic()
+        forward_s = now - max(started.at, self._finished_at)  # of a device that does one after another
+        self._finished_at = now
+        self._busy_since = now if self._started else None
         self._image_s = 0.9 * self._image_s + 0.1 * forward_s / len(started.batch)
         self._metrics.batch(len(started.batch), forward_s)
-        self._batcher.finish(started.batch, found, forward_s)
+        return Computed(started.batch, output, forward_s)
 
-    def _judge(self, started: Started) -> list[Verdict]:
-        """Wait for a batch and judge it; what only some of its images want is computed only if one does."""
-        predictor, asked = self.bundle.predictor, started.batch.items
-        scored = predictor.scorer.finish(started.ticket)
+    def _hand_out(self) -> None:
+        """Judge and answer what is computed, if anything is."""
+        if (computed := self._computed) is not None:
+            self._computed = None
+            self._batcher.finish(computed.batch, self._judge(computed), computed.forward_s)
+
+    def _judge(self, computed: Computed) -> list[Verdict]:
+        """Judge a batch; what only some of its images want is computed only if one does."""
+        predictor, asked = self.bundle.predictor, computed.batch.items
+        scored = predictor.scorer.from_output(computed.output)
         found = verdicts(predictor.judge(scored))
         if any(ask.all_scores for ask in asked):
             by_image = score_verdicts(predictor.judge_by_all(scored))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model_store.errors import RuntimeUnavailableError
 from model_store.networks import NetworkOutput
@@ -32,16 +33,15 @@ class OpenVinoRuntime:
         Raises:
             RuntimeUnavailableError: OpenVINO is not there, or cannot read or compile the graph.
         """
-        self._request = _request(read_model(ir), "f32", threads)
+        self._graph = _Graph(read_model(ir), "f32", threads)
 
-    def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
-        """Run the forward pass over uint8 (N, H, W, 3), N >= 1, here and now."""
-        logits, features = self._request.infer(images, share_inputs=True, share_outputs=False).to_tuple()
-        return NetworkOutput(logits=torch.from_numpy(logits), features=torch.from_numpy(features))
+    def start(self, images: NDArray[np.uint8]) -> Any:
+        """Have the forward pass over uint8 (N, H, W, 3), N >= 1, begun."""
+        return self._graph.start(images)
 
-    def finish(self, ticket: NetworkOutput) -> NetworkOutput:
-        """Return what was computed: logits float32 (N, K) and features float32 (N, D), copies that stay."""
-        return ticket
+    def finish(self, ticket: Any) -> NetworkOutput:
+        """Wait for a batch; return logits float32 (N, K) and features float32 (N, D), copies that stay."""
+        return NetworkOutput(*self._graph.finish(ticket))
 
 
 class LowPrecisionOpenVinoRuntime:
@@ -73,21 +73,44 @@ class LowPrecisionOpenVinoRuntime:
         self.name = f"openvino-{precision}-cpu"
         self._head = head
         model = features_only(read_model(ir)) if precision == "bfloat16" else read_model(ir)
-        self._request = _request(model, "bf16" if precision == "bfloat16" else "f32", threads)
+        self._graph = _Graph(model, "bf16" if precision == "bfloat16" else "f32", threads)
 
-    def start(self, images: NDArray[np.uint8]) -> NetworkOutput:
-        """Run the forward pass over uint8 (N, H, W, 3), N >= 1, here and now."""
-        (found,) = self._request.infer(images, share_inputs=True, share_outputs=False).to_tuple()
-        features = torch.from_numpy(found)
+    def start(self, images: NDArray[np.uint8]) -> Any:
+        """Have the forward pass over uint8 (N, H, W, 3), N >= 1, begun."""
+        return self._graph.start(images)
+
+    def finish(self, ticket: Any) -> NetworkOutput:
+        """Wait for a batch; return logits float32 (N, K) and features float32 (N, D), copies that stay."""
+        (features,) = self._graph.finish(ticket)
         with torch_threads(FOR_SCORES):
             return NetworkOutput(logits=self._head.logits(features), features=features)
 
-    def finish(self, ticket: NetworkOutput) -> NetworkOutput:
-        """Return what was computed: logits float32 (N, K) and features float32 (N, D), copies that stay."""
-        return ticket
+
+class _Graph:
+    """A compiled model whose threads compute one batch after another, while others do other things.
+
+    A batch under way has a request of its own; what a request leaves is copied before it takes another batch.
+    """
+
+    def __init__(self, model: Any, hint: FloatHint, threads: int | None) -> None:
+        self.compiled = _compile(model, hint, threads)
+        self._idle: list[Any] = []
+
+    def start(self, images: NDArray[np.uint8]) -> Any:
+        """Have a batch computed; return its request, which keeps the images."""
+        request = self._idle.pop() if self._idle else self.compiled.create_infer_request()
+        request.start_async(images, share_inputs=True)
+        return request
+
+    def finish(self, request: Any) -> list[Tensor]:
+        """Wait for a batch; return copies of the model's outputs, in its order."""
+        request.wait()
+        found = [torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors]
+        self._idle.append(request)
+        return found
 
 
-def _request(model: Any, hint: FloatHint, threads: int | None) -> Any:
+def _compile(model: Any, hint: FloatHint, threads: int | None) -> Any:
     """Compile a model whose floating-point operations run in just this precision.
 
     A processor without bfloat16 would run them in float32, unasked: thresholds are of one precision.
@@ -102,4 +125,4 @@ def _request(model: Any, hint: FloatHint, threads: int | None) -> Any:
     found = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if found != hint:
         raise RuntimeUnavailableError(f"openvino would compute in {found} on this processor; the bundle wants {hint}")
-    return compiled.create_infer_request()
+    return compiled

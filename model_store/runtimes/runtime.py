@@ -14,9 +14,9 @@ class Runtime(Protocol):
     Both steps are called from one thread at a time; tickets are finished in the order in which they were started.
     What `finish` returns stays valid whatever is started later.
 
-    `in_flight` is how many started batches are worth having at once: 1 where `start` computes or the device shares
-    the processor with whoever prepares the next batch, 2 where a batch can travel while another is computed. More
-    may be started; it gains nothing.
+    `in_flight` is how many batches are worth having under way once `start` has returned: none where `start` computes;
+    1 where others compute, on the processor that prepares the next batch; 2 where a batch can travel while another is
+    computed. More may be started; it gains nothing.
     """
 
     name: str

@@ -35,7 +35,7 @@ class TorchRuntime:
         forbid_tf32()
         self.threads = threads or torch.get_num_threads()
         self.name = f"torch-{mode}-{precision}-{device.type}"
-        self.in_flight = 2 if device.type == "cuda" else 1
+        self.in_flight = 2 if device.type == "cuda" else 0
         self.device = device
         self.precision = precision
         pixels_to_logits = NormalisedNetwork(network, preprocess)

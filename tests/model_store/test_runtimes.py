@@ -368,7 +368,7 @@ def test_bfloat16_body_ends_in_a_float32_head(low_precision, network: nn.Module,
 
 def test_float32_is_never_computed_in_bfloat16(ir: OpenVinoIr) -> None:
     """Where that is what the processor would do, the runtime is refused, which `auto` passes over."""
-    compiled = OpenVinoRuntime(ir)._request.get_compiled_model()
+    compiled = OpenVinoRuntime(ir)._graph.compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
 
 
@@ -516,7 +516,7 @@ def test_torch_threads_are_a_runtime_s_own(
 
 def test_openvino_threads_are_its_own(ir: OpenVinoIr, torch_threads: int) -> None:
     runtime = OpenVinoRuntime(ir, threads=1)
-    assert runtime._request.get_compiled_model().get_property("INFERENCE_NUM_THREADS") == 1
+    assert runtime._graph.compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert torch.get_num_threads() == torch_threads
 
 
@@ -526,8 +526,20 @@ def test_threads_that_cannot_be_are_refused(folder: Path, threads: int) -> None:
         load_bundle(folder, threads=threads)
 
 
-def test_one_batch_in_flight_is_enough_on_the_cpu(scorer: Scorer, on_openvino: Scorer) -> None:
-    assert (scorer.runtime.in_flight, on_openvino.runtime.in_flight) == (1, 1)
+def test_on_the_cpu_openvino_alone_computes_beside_its_caller(scorer: Scorer, on_openvino: Scorer) -> None:
+    assert (scorer.runtime.in_flight, on_openvino.runtime.in_flight) == (0, 1)
+
+
+def test_openvino_finishes_several_batches_in_their_order(
+    scorer: Scorer, on_openvino: Scorer, test_images: np.ndarray
+) -> None:
+    """What a batch left stays, whatever comes after."""
+    pieces = [test_images[:3], test_images[3:4], test_images[4:9]]
+    tickets = [on_openvino.start(piece) for piece in pieces]
+    found = [on_openvino.finish(ticket) for ticket in tickets]
+    again = on_openvino.finish(on_openvino.start(test_images[9:12]))
+    for scores, piece in zip([*found, again], [*pieces, test_images[9:12]], strict=True):
+        torch.testing.assert_close(scores.logits, scorer.score(piece).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
