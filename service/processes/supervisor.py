@@ -93,10 +93,15 @@ class Supervisor:
         hello = await self._engine.first()
         for worker in self._workers:
             worker.begin()
-        for worker in self._workers:
-            await worker.first()
-        print(hello, flush=True)  # noqa: T201
-        await asyncio.gather(*(keeper.gave_up() for keeper in self._keepers))
+        try:
+            async with asyncio.TaskGroup() as given_up:  # workers whose engine's process is gone for good wait for ever
+                for keeper in self._keepers:
+                    given_up.create_task(keeper.gave_up())
+                for worker in self._workers:
+                    await worker.first()
+                print(hello, flush=True)  # noqa: T201
+        except* StartError as group:
+            raise group.exceptions[0] from None
 
     async def _drain(self, delay_s: float) -> int:
         """End the workers, who answer what they have accepted, then the engine's process; return the exit status.
