@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from model_store.bundle import load_bundle, read_manifest
@@ -31,12 +32,11 @@ def list_bundles(store: StoreOption = SHIPPED) -> None:
         try:
             manifest = read_manifest(Store(store).resolve(ref))
         except BundleError as err:
-            table.add_row(str(ref), "[red]damaged[/]", "", "", "", str(err))
+            table.add_row(str(ref), "[red]damaged[/]", "", "", "", escape(str(err)))
             continue
-        table.add_row(
-            str(ref), manifest.network.title, str(len(manifest.classes)), *_figures(manifest), manifest.description
-        )
-    Console().print(table if table.row_count else f"no bundles in {store}")
+        said = (manifest.network.title, str(len(manifest.classes)), *_figures(manifest), manifest.description)
+        table.add_row(str(ref), *map(escape, said))
+    Console().print(table if table.row_count else escape(f"no bundles in {store}"))
 
 
 @app.command()

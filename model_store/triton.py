@@ -8,6 +8,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from model_store.bundle import Bundle
@@ -27,7 +28,7 @@ def export_triton(bundle: Bundle, root: Path) -> Path:
 
     Raises:
         ExportError: the version is there already, or the versions there have another interface, or the bundle cannot be
-            exported to ONNX.
+            exported to ONNX, or the directory cannot be written.
     """
     manifest = bundle.manifest
     family = root / manifest.name
@@ -41,18 +42,24 @@ def export_triton(bundle: Bundle, root: Path) -> Path:
                 f"{path} is of other versions of {manifest.name}, with other classes or another image size, or was "
                 f"changed; choose another directory than {root}"
             )
-    content = export_onnx(bundle)
-    family.mkdir(parents=True, exist_ok=True)
+    try:
+        family.mkdir(parents=True, exist_ok=True)  # first: the export takes a while
+        _write(family, interface, folder, export_onnx(bundle))
+    except OSError as err:
+        raise ExportError(f"{err.filename or family} cannot be written ({err.strerror}); choose another --out") from err
+    return folder
+
+
+def _write(family: Path, interface: Mapping[Path, str], folder: Path, graph: bytes) -> None:
     for path, text in interface.items():
         path.write_text(text)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=family))
     try:
-        (incoming / "model.onnx").write_bytes(content)
+        (incoming / "model.onnx").write_bytes(graph)
         incoming.chmod(0o755)
         incoming.rename(folder)
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-    return folder
 
 
 def config(manifest: Manifest) -> str:

@@ -161,6 +161,15 @@ def test_versions_with_other_classes_are_not_mixed(shipped: Bundle, tmp_path: Pa
         triton.export_triton(shipped, tmp_path)
 
 
+def test_a_place_that_can_not_be_written_is_refused_before_the_export(
+    shipped: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton, "export_onnx", lambda _: pytest.fail("it was exported"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"file.* cannot be written \(Not a directory\); choose another --out"):
+        triton.export_triton(shipped, tmp_path / "file")
+
+
 def test_another_verdict_is_not_exported(scored_draft: BundleDraft, store: Store) -> None:
     manifest = scored_draft.manifest.model_copy(update={"verdict": "knn"})
     bundle = load_bundle(store.publish(replace(scored_draft, manifest=manifest)), device=CPU)

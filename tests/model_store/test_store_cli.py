@@ -3,11 +3,13 @@
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from model_store.bundle import BundleDraft
 from model_store.cli import main
 from model_store.store import Store
 
@@ -28,6 +30,14 @@ def test_list_names_every_bundle(ood_store: OodStore, store: Store, bundle_folde
 
 def test_list_of_the_shipped_store_names_cifar10(ood_store: OodStore) -> None:
     assert "cifar10@1" in ood_store("list").stdout
+
+
+def test_list_shows_what_looks_like_markup_as_it_is(ood_store: OodStore, draft: BundleDraft, store: Store) -> None:
+    described = draft.manifest.model_copy(update={"description": "a [b] and [/c]"})
+    store.publish(replace(draft, manifest=described))
+    finished = ood_store("list", "--store", store.root, COLUMNS="200")
+    assert finished.returncode == 0
+    assert "a [b] and [/c]" in finished.stdout
 
 
 def test_store_may_be_named_by_the_environment(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
