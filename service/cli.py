@@ -58,8 +58,10 @@ def _explain(fault: Mapping[str, object]) -> str:
 
 def main() -> None:
     """Serve until a signal; exit status 1 with a message if it can't start or an engine dies."""
-    # Until a server takes it: for the first process of a container no signal has a default, SIGTERM would be ignored.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    # Until a server takes them: for the first process of a container no signal has a default, SIGTERM would be ignored,
+    # and SIGINT would be told in a traceback.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: os._exit(128 + received))
     try:
         if sys.argv[1:2] == [REVIEW]:
             from service.capture.review import review
@@ -79,9 +81,9 @@ def serve(settings: Settings) -> int:
         CaptureError: images are to be captured, and what that needs is not installed.
     """
     from service.capture.capture import require_library
-    from service.tracing import is_wanted
+    from service.tracing import require_usable
 
-    is_wanted(os.environ)  # refusals are told before anything is loaded
+    require_usable(os.environ)  # refusals are told before anything is loaded
     require_library(settings)
     if settings.workers > 1:
         return _serve_with_workers(settings)

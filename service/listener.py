@@ -33,7 +33,7 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as err:
+    except (OSError, UnicodeError) as err:
         raise _refused(host, port, err) from err
     claimed = socket.socket(family, kind, protocol)
     try:
@@ -58,8 +58,9 @@ def listen(claimed: socket.socket, backlog: int) -> None:
         raise _refused(host, port, err) from err
 
 
-def _refused(host: str, port: int, reason: OSError) -> StartError:
-    return StartError(f"cannot listen on {host}:{port} ({reason.strerror or reason}); choose another --host or --port")
+def _refused(host: str, port: int, reason: OSError | UnicodeError) -> StartError:
+    why = getattr(reason, "strerror", None) or reason
+    return StartError(f"cannot listen on {host}:{port} ({why}); choose another --host or --port")
 
 
 def turn_away(listener: socket.socket) -> None:

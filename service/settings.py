@@ -11,6 +11,7 @@ from model_store.errors import BundleError
 from model_store.images import DecodeLimits
 from model_store.refs import SHIPPED, BundleRef
 from model_store.runtime_names import RuntimeChoice
+from service.errors import SettingsError
 from service.watching.expectations import WatchOptions
 
 PREFIX = "OOD_"
@@ -41,7 +42,10 @@ def _require_bundle_ref(name: str) -> None:
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-ood"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "energy-ood"
+    except RuntimeError:
+        raise SettingsError(f"this user has no home directory; set {PREFIX}CACHE_DIR") from None
 
 
 Folder = Annotated[Path, BeforeValidator(_given_path)]
@@ -179,7 +183,9 @@ class Settings(BaseSettings):
         default=0.01, ge=0, le=1, description="Share of the other images that is captured, to compare with."
     )
     capture_images_per_minute: FiniteFloat = Field(
-        default=60.0, gt=0, description="Most images captured a minute, of each of the two kinds."
+        default=60.0,
+        gt=0,
+        description="Images captured a minute, of each of the two kinds, at most on average; so many may come at once.",
     )
     capture_flush_s: FiniteFloat = Field(
         default=5.0,

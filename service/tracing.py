@@ -58,10 +58,25 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
     return True
 
 
+def require_usable(environment: Mapping[str, str]) -> None:
+    """Refuse variables that no traces could be sent by.
+
+    Raises:
+        StartError: as `is_wanted` and `Tracing`.
+    """
+    if is_wanted(environment):
+        Tracing().close()
+
+
 class Tracing:
     """Where traces go, as the standard variables say, in batches and on a thread of its own."""
 
     def __init__(self) -> None:
+        """Read the variables.
+
+        Raises:
+            StartError: one has a value that OpenTelemetry does not take.
+        """
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
@@ -71,7 +86,10 @@ class Tracing:
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": SERVICE}))
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        try:
+            self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        except ValueError as err:
+            raise StartError(f"OpenTelemetry does not take the OTEL_* variables that are set: {err}") from err
         self.tracer: Tracer = self._provider.get_tracer("energy-ood", model_store.__version__)
 
     def close(self) -> None:

@@ -1,12 +1,14 @@
 """The end of a listener: who has connected is served, who comes later is refused, nobody is reset in between."""
 
 import errno
+import re
 import select
 import socket
 from contextlib import closing
 
 import pytest
 
+from service.errors import StartError
 from service.listener import bind, turn_away
 
 SO_LOCK_FILTER = 44
@@ -23,6 +25,12 @@ def is_connected(newcomer: socket.socket, seconds: float) -> bool:
     """Whether its attempt has ended well by then."""
     _, ended, _ = select.select([], [newcomer], [], seconds)
     return bool(ended) and newcomer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "256.0.0.1.invalid"])
+def test_a_host_that_is_none_is_refused_by_name(host: str) -> None:
+    with pytest.raises(StartError, match=re.escape(f"cannot listen on {host}:0 (")):
+        bind(host, 0)
 
 
 @pytest.mark.parametrize("turned_away", [False, True])

@@ -2,7 +2,9 @@
 
 import os
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from live import SERVE, Process
 
+import service.cli
 from service.cli import read_settings
 from service.errors import SettingsError
 from service.settings import Settings
@@ -64,6 +67,41 @@ def test_impossible_settings_are_refused_by_name(
     with pytest.raises(SettingsError) as caught:
         read_settings(flags, environment)
     assert message in str(caught.value)
+
+
+def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's user by number alone."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("OOD_CACHE_DIR", raising=False)
+    with pytest.raises(SettingsError, match="no home directory; set OOD_CACHE_DIR"):
+        read_settings([], os.environ)
+    assert read_settings(["--cache-dir", "here"], os.environ).cache_dir == Path("here")
+
+
+def test_signals_end_a_server_that_still_loads_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    def load(_: Settings) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(number)
+        return 0
+
+    monkeypatch.setattr(service.cli, "serve", load)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "argv", ["ood-serve"])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit):
+            service.cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended == [130, 143]
 
 
 def test_a_bad_setting_stops_the_start_with_one_line() -> None:

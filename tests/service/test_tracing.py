@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.errors import StartError
 from service.settings import Settings
-from service.tracing import is_wanted
+from service.tracing import is_wanted, require_usable
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -168,6 +168,17 @@ def test_the_standard_variables_say_whether(environment: dict[str, str], wanted:
 def test_what_is_not_known_here_stops_the_start(environment: dict[str, str], message: str) -> None:
     with pytest.raises(StartError, match=message):
         is_wanted(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000"), ("OTEL_BSP_SCHEDULE_DELAY", "-1")]
+)
+def test_what_the_sdk_does_not_take_stops_the_start(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    require_usable(os.environ)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StartError, match=r"does not take the OTEL_\* variables that are set"):
+        require_usable(os.environ)
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
