@@ -111,7 +111,7 @@ def _object(value: object, fields: Collection[str], subject: str) -> dict[str, A
     """Return an object without those of its fields that are null, as some clients send them."""
     if not isinstance(value, dict):
         raise InvalidTensorError(f"{subject} is {_kind(value)}; it must be an object with {', '.join(fields)}")
-    if unknown := next((name for name in value if name not in fields), None):
+    if (unknown := next((name for name in value if name not in fields), None)) is not None:
         raise InvalidTensorError(f"{subject} has a field {_quote(unknown)}; there are {', '.join(fields)}")
     return {name: found for name, found in value.items() if found is not None}
 

@@ -103,6 +103,7 @@ BAD = [
     Bad("more , than 64 images can have", raw(whole(tensor(data=[0] * 300_000)))),
     Bad('more " than 64 images can have', raw(whole(tensor(data=["a"] * 3072)))),
     Bad("a field 'input'", raw(b'{"input": []}')),
+    Bad("a field ''", raw(b'{"": 1, "inputs": []}')),
     Bad("a field 'raw'", raw(whole(tensor(raw=1)))),
     Bad("id is a number", raw(whole(id=7))),
     Bad("at most 1000 characters", raw(whole(id="x" * 1001))),
