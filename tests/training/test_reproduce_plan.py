@@ -1,6 +1,7 @@
 """What the experiments consist of: sets, sizes, methods, and the paper's own figures."""
 
 import ast
+import json
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -8,16 +9,23 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from model_store.score_specs import ScoreName
 from training import selection, validation_outliers
-from training.errors import RecipeError
+from training.augment_spec import AugmentSpec
+from training.datasets import ImageSet
+from training.errors import RecipeError, ResumeError
 from training.objective_spec import Margins
+from training.progress import silent
 from training.reproduce import choices
 from training.reproduce.benchmark import Benchmark, find, read_benchmark, require
 from training.reproduce.methods import methods, read_only, slug
+from training.reproduce.networks import Lab, Setting
 from training.reproduce.published import read_published
 from training.reproduce.size import SIZES, Size, read_size
+from training.run_folder import INPUTS, write_json
+from training.selection import Choice
 
 SHIPPED = sorted(path.stem for path in SIZES.glob("*.toml"))
 
@@ -224,6 +232,28 @@ def test_selection_code_imports_nothing_that_reads_sets() -> None:
             for alias in node.names
         }
         assert not imported & readers, module.__name__
+
+
+def test_choice_made_with_another_augmentation_is_refused(
+    paper: Size, benchmark: Benchmark, train_set: ImageSet, outliers: ImageSet, tmp_path: Path
+) -> None:
+    def chosen(augment: AugmentSpec | None) -> float:
+        size = paper.model_copy(update={"augment": augment})
+        spec = benchmark.in_distribution["cifar10"]
+        setting = Setting("cifar10", spec, size, benchmark.preprocess, augment or benchmark.augment)
+        lab = Lab(setting, 0, train_set, outliers, tmp_path / "lab", torch.device("cpu"), silent, silent)
+        return choices.Validation(lab, train_set, tmp_path).odin().epsilon
+
+    made = Choice(chosen="T=1 eps=0.0014", candidates={})
+    (tmp_path / "odin").mkdir()
+    write_json(tmp_path / "odin" / choices.CHOICE, made.model_dump())
+    assert chosen(None) == 0.0014
+    inputs = json.loads((tmp_path / "odin" / INPUTS).read_text())
+    write_json(tmp_path / "odin" / INPUTS, {key: value for key, value in inputs.items() if key != "augment"})
+    assert chosen(None) == 0.0014  # begun before there was such a key
+    with pytest.raises(ResumeError, match=r"augment = None, now .*'cutout': 8"):
+        chosen(AugmentSpec(cutout=8))
+    assert not (tmp_path / "lab").exists()
 
 
 def test_sizes_say_every_count() -> None:

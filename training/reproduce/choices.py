@@ -149,6 +149,7 @@ class Validation:
         made_from = {
             "validation": size.validation.model_dump(),
             "network": size.network.model_dump(),
+            "augment": size.augment and size.augment.model_dump(),
             "execution": size.execution.model_dump(),
             "pretrain": size.pretrain.model_dump(),
             "fit_images": size.fit_images,
