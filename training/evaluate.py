@@ -165,7 +165,8 @@ def _served(predictor: Predictor, test: ImageSet, lossless: Scores, say: Say) ->
         f"JPEG quality {quality}": lambda image, quality=quality: encode.jpeg(image, quality)  # type: ignore[misc]
         for quality in JPEG_QUALITIES
     }
-    encoders[f"{PHOTOGRAPH_PX} px photograph"] = lambda image: encode.enlarged_jpeg(image, PHOTOGRAPH_PX, quality=95)
+    spec = predictor.scorer.preprocess
+    encoders[f"{PHOTOGRAPH_PX} px photograph"] = lambda image: encode.photograph(image, spec, PHOTOGRAPH_PX, quality=95)
     for name, encoder in encoders.items():
         say(f"sending {test.name} as {name}")
         results[name] = _as_served(predict_files(predictor, map(encoder, test.images)), test.labels)

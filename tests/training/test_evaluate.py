@@ -1,12 +1,14 @@
 """Every score of a bundle, measured: scores made by hand, figures worked out by hand or by scikit-learn."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from sklearn.metrics import average_precision_score
 
-from model_store import calibration
+from model_store import calibration, images
 from model_store.evaluation import (
     Detection,
     Evaluation,
@@ -15,10 +17,17 @@ from model_store.evaluation import (
     ScoreEvaluation,
     ScoreOnOodSet,
 )
-from model_store.predictor import CalibratedScore, Predictor, Scores
+from model_store.manifest import PreprocessSpec
+from model_store.networks import build_network
+from model_store.predictor import CalibratedScore, Predictor, Scorer, Scores
+from model_store.runtimes import TorchRuntime
 from model_store.scores import Knn, MaxLogit, NegativeEnergy
-from training.evaluate import NetworkScores, evaluate_scores
+from training import encode
+from training.config import Recipe
+from training.datasets import ImageSet, load_set
+from training.evaluate import NetworkScores, TestSets, evaluate, evaluate_scores, predict_files
 from training.metrics import resampled_metrics
+from training.progress import silent
 
 
 def _scored(max_logit: np.ndarray, degrees: np.ndarray) -> Scores:
@@ -123,3 +132,42 @@ def test_score_of_other_sets_than_the_networks_is_refused() -> None:
     one = {"svhn": ScoreOnOodSet(fpr95=10, auroc=90, aupr=80, missed=20)}
     with pytest.raises(ValidationError, match=r"scores\.gen is of the OOD sets svhn; .* svhn, places, near"):
         _evaluation(gen=ScoreEvaluation(false_flags=5, ood=one))
+
+
+def _photographs_fitted(image_sets: Path, preprocess: PreprocessSpec, **crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return test images as a crop leaves them, and as the same preprocessing makes them of their photographs."""
+    spec = preprocess.model_copy(update=crop)
+    fitted = load_set("cifar10/test", image_sets, spec, None).images[:50]
+    sent = (encode.photograph(image, spec, 300, quality=95) for image in fitted)
+    return fitted, np.stack([images.load(file, spec) for file in sent])
+
+
+@pytest.mark.parametrize("crop", [{"height": 28, "width": 28}, {"height": 28, "width": 32}, {"resize_to": 37}])
+def test_photograph_of_a_crop_is_fitted_to_the_same_crop(
+    image_sets: Path, preprocess: PreprocessSpec, crop: dict[str, int]
+) -> None:
+    fitted, back = _photographs_fitted(image_sets, preprocess, **crop)
+    assert np.abs(back.astype(int) - fitted).mean() < 3
+
+
+def test_photograph_of_a_whole_image_adds_no_edge(train_set: ImageSet, preprocess: PreprocessSpec) -> None:
+    for image in train_set.images[:5]:
+        assert encode.photograph(image, preprocess, 300, quality=95) == encode.enlarged_jpeg(image, 300, quality=95)
+
+
+def test_evaluation_sends_photographs_that_are_not_cropped_twice(tiny: Recipe, image_sets: Path) -> None:
+    """Sent so, they are flagged as the images are, but for what JPEG does; an untrained network is enough to tell."""
+    torch.manual_seed(0)
+    spec = tiny.preprocess.model_copy(update={"height": 16, "width": 16})
+    test = load_set("cifar10/test", image_sets, spec, None)
+    runtime = TorchRuntime(build_network(tiny.network), spec, device=torch.device("cpu"))
+    scorer = Scorer(runtime, spec, temperature=1.0)
+    scores = scorer.score(test.images)
+    threshold, stored = np.median(scores.negative_energy), calibration.sorted_scores(scores.negative_energy)
+    predictor = Predictor(scorer, {"negative_energy": CalibratedScore(NegativeEnergy(), stored, threshold)})
+    sets = TestSets(test, {}, {})
+    found = evaluate(sets, NetworkScores(scores, {}), None, predictor, draws=1, seed=0, say=silent)
+    photographs = [encode.photograph(image, spec, 300, quality=95) for image in test.images]
+    flags = predict_files(predictor, photographs).is_ood
+    assert found.served["300 px photograph"].false_flags == pytest.approx(100 * flags.mean(), abs=1e-4)
+    assert (flags == predictor.judge(scores).is_ood).mean() > 0.9
