@@ -1,5 +1,6 @@
 """The bundle that ships: whole, documented, and worth what it says."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,7 +11,7 @@ from model_store.bundle import Bundle, load_bundle
 from model_store.score_specs import ScoreName
 from model_store.store import SHIPPED, BundleRef, Store
 from training import encode, report
-from training.config import Recipe
+from training.config import RECIPES, Recipe
 from training.evaluate import evaluate_network, predict_files, score_sets
 from training.pipeline import Run
 from training.progress import silent
@@ -35,6 +36,14 @@ def test_readme_and_model_card_are_generated_from_the_bundle(bundle: Bundle) -> 
     readme = (ROOT / "README.md").read_text()
     assert report.replace_block(readme, report.readme_block(bundle)) == readme
     assert report.model_card(bundle) == (ROOT / "docs/model-card-cifar10.md").read_text()
+
+
+def test_notes_are_of_the_bundle_that_ships_and_of_no_namesake(bundle: Bundle) -> None:
+    notes = [line for line in (RECIPES / "cifar10.md").read_text().splitlines() if line]
+    namesake = report.model_card(replace(bundle, sha256=64 * "0")).splitlines()
+    assert set(notes) <= set(report.model_card(bundle).splitlines())
+    assert not set(notes) & set(namesake)
+    assert "| network.depth | `40` |" in namesake  # the rest is there
 
 
 def test_shipped_figures_are_within_what_was_promised(bundle: Bundle) -> None:

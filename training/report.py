@@ -1,16 +1,18 @@
 """Figures for people: tables in Markdown, the histograms of Fig. 3, the model card. All generated."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from model_store.bundle import Bundle
+from model_store.bundle import MANIFEST, Bundle
 from model_store.evaluation import Detection, Evaluation
 from model_store.manifest import Calibration, Manifest
 from model_store.optimisation import Optimisation
 from model_store.score_specs import ScoreName
+from model_store.store import SHIPPED
 from training.config import RECIPES
 from training.errors import TrainingError
 from training.evaluate import NetworkScores
@@ -63,12 +65,12 @@ def detection_table(evaluation: Evaluation) -> str:
     if evaluation.served:
         columns.append(("missed as served", [tuned[name].missed for name in names]))
     far = len(evaluation.far_ood)
-    means = ["**mean of the far sets**", *(f"**{_mean(values[:far]):.2f}**" for _, values in columns)]
+    means = [["**mean of the far sets**", *(f"**{_mean(values[:far]):.2f}**" for _, values in columns)]] if far else []
     rows = [
         [label, *("" if values[row] is None else f"{values[row]:.2f}" for _, values in columns)]
         for row, label in enumerate([*evaluation.far_ood, *(f"{name} (near)" for name in names[far:])])
     ]
-    return table(["FPR95, %", *(header for header, _ in columns)], rows[:far] + [means] * bool(far) + rows[far:])
+    return table(["FPR95, %", *(header for header, _ in columns)], rows[:far] + means + rows[far:])
 
 
 def scores_table(evaluation: Evaluation, verdict: ScoreName) -> str:
@@ -152,7 +154,7 @@ def model_card(bundle: Bundle) -> str:
         method=calibration.method,
         alpha=calibration.alpha,
         promise=_sent(origin.recipe) + _promise(calibration),
-        notes=_notes(manifest.name),
+        notes=_notes(bundle),
         n=f"{calibration.n:,}",
         k=calibration.k,
         verdict=_words(manifest.verdict),
@@ -291,10 +293,15 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _notes(name: str) -> str:
-    """Return what stands beside a shipped recipe of that name: data, limits, terms."""
-    path = RECIPES / f"{name}.md"
-    return path.read_text().rstrip() if path.exists() else ""
+def _notes(bundle: Bundle) -> str:
+    """Return what stands beside the recipe of a bundle that ships: data, limits, terms. Of another there is nothing."""
+    path = RECIPES / f"{bundle.manifest.name}.md"
+    return path.read_text().rstrip() if path.exists() and _ships(bundle) else ""
+
+
+def _ships(bundle: Bundle) -> bool:
+    manifests = SHIPPED.glob(f"{bundle.manifest.name}/*/{MANIFEST}")
+    return any(sha256(path.read_bytes()).hexdigest() == bundle.sha256 for path in manifests)
 
 
 def _near(evaluation: Evaluation) -> list[str]:

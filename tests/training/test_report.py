@@ -62,6 +62,17 @@ def test_detection_table_by_hand(evaluation: Evaluation) -> None:
     ]
 
 
+def test_detection_table_without_far_sets_has_no_mean(evaluation: Evaluation) -> None:
+    names = {"near": evaluation.fine_tuned.ood["near"]}
+    tuned = evaluation.fine_tuned.model_copy(update={"ood": names})
+    near = evaluation.model_copy(update={"far_ood": (), "fine_tuned": tuned, "untuned": None, "served": {}})
+    assert report.detection_table(near).splitlines() == [
+        "| FPR95, % | **energy** |",
+        "| --- | --- |",
+        "| near (near) | 40.00 |",
+    ]
+
+
 def test_tables_hold_all_three_metrics_and_their_means(evaluation: Evaluation) -> None:
     tables = report.tables(evaluation, "negative_energy")
     assert "| svhn | 3,000 | 40.00 / 90.00 / 96.00 | 20.00 / 95.00 / 98.00 | 8.00 / 98.00 / 99.20 |" in tables
