@@ -399,6 +399,15 @@ def test_too_few_images_to_fit_scores_on_are_refused_before_any_training(
     assert not list(tmp_path.rglob("*"))
 
 
+def test_share_that_holds_too_few_images_out_is_refused_before_any_training(
+    image_sets: Path, size: Size, benchmark: Benchmark, tmp_path: Path
+) -> None:
+    validation = size.validation.model_copy(update={"share": 0.005})
+    with pytest.raises(DataError, match=r"share is 0\.005, which holds 1 of the 200 images of cifar10/train out; .* 2"):
+        reproduction(tmp_path, image_sets, size.model_copy(update={"validation": validation}), benchmark).all()
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_hardware_is_that_of_training_too(out: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(out, tmp_path / "out")
     path = copy / "networks/cifar10/seed-0/classifier/history.json"

@@ -127,6 +127,16 @@ def _changed(size: str, **changes: object) -> str:
         (_changed("tests", seeds="[1, 1]"), "seeds are .1, 1.; each must be another"),
         (_changed("tests", draws="0"), r"draws: .*greater than or equal to 1 \(given 0\)"),
         (_changed("tests", share="1.0"), "validation.share"),
+        (_changed("tests", temperatures="[0.0]"), r"^[^\n]*odin.temperatures.0: [^\n]*greater than 0 \(given 0.0\)"),
+        (_changed("tests", epsilons="[-0.1]"), r"^[^\n]*odin.epsilons.0: [^\n]*or equal to 0 \(given -0.1\)"),
+        (
+            _changed("tests").replace("[0.0, 0.002]", "[0.0, -0.002]"),
+            r"mahalanobis.epsilons.1: .*equal to 0 \(given -0.002\)",
+        ),
+        (
+            _changed("tests").replace("[1.0, 10.0, 1000.0]", "[1.0, -1.0]"),
+            r"temperature.temperatures.1: .*greater than 0 \(given -1.0\)",
+        ),
         (
             _changed("tests", share="0.2\nown_network = false", seeds="[1, 2]"),
             r"seeds are \(1, 2\); 0, that of validation, must be one of them",

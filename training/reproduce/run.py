@@ -16,6 +16,7 @@ import model_store
 from model_store.networks import NetworkOutput, outlined
 from model_store.score_specs import NegativeEnergySpec, ScoreName, ScoreSpec
 from training.datasets import ImageSet, load_set
+from training.errors import DataError
 from training.evaluate import Say, TestSets
 from training.fit_scores import require_fittable
 from training.hardware import hardware
@@ -57,6 +58,8 @@ from training.trainer import Progress
 GITIGNORE = "/networks/\n/scores/\n/choices/\n/sets/\n/inputs.json\n/.lock\n/.gitignore\n"
 """What is too large for a repository, or of no use there: report, figures and results.json are left."""
 VALIDATION = "validation"
+LEAST_VALIDATION_IMAGES = 2
+"""Validation outliers are made of pairs, too."""
 
 MeasuredScore = ScoreSpec | OdinSpec | PerturbedMahalanobisSpec
 
@@ -142,7 +145,7 @@ class Subject:
         """Read every set and see whether each can play its role, before hours go into training.
 
         Raises:
-            DataError: a set is missing or unfit, or sets differ in encoding.
+            DataError: a set is missing or unfit, sets differ in encoding, or too few images are held out.
         """
         sets = [self._train, self._outliers, self._tests.test, *self._tests.ood.values()]
         require_one_encoding(sets)
@@ -152,11 +155,20 @@ class Subject:
         if not self._tests.far_ood:
             first = self.setting.spec.far_ood[0]
             require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)
+        self._require_validation()
         fit_images = min(self.setting.size.fit_images, len(self._split[0]))
         network = self.setting.size.network.spec(self.setting.spec.classes)
         width = outlined(network).get_parameter("head.weight").shape[1]
         for score in get_args(ScoreName):
             require_fittable(self.setting.score_spec(score), fit_images, width)
+
+    def _require_validation(self) -> None:
+        share, images, held_out = self.setting.size.validation.share, len(self._train), len(self._split[1])
+        if held_out < LEAST_VALIDATION_IMAGES:
+            raise DataError(
+                f"validation.share is {share:g}, which holds {held_out} of the {images:,} images of {self._train.name} "
+                f"out; choices need at least {LEAST_VALIDATION_IMAGES}: take a larger share"
+            )
 
     def record(self) -> None:
         """Write down which sets there are, in what they differ from the paper's, and which hold training images.

@@ -21,6 +21,9 @@ from training.synthetic_outliers import KINDS
 
 SIZES = Path(__file__).parent / "sizes"
 LARGEST_SEED = 2**31 - 1
+Temperature = Annotated[FiniteFloat, Field(gt=0)]
+Epsilon = Annotated[FiniteFloat, Field(ge=0)]
+"""In the pixel range [0, 1]."""
 
 
 class NetworkSize(Frozen):
@@ -62,7 +65,7 @@ class ValidationSize(Frozen):
 class TemperatureExperiment(Frozen):
     """Fig. 4a: negative energy of the classifier at other temperatures."""
 
-    temperatures: tuple[FiniteFloat, ...] = Field(min_length=1)
+    temperatures: tuple[Temperature, ...] = Field(min_length=1)
 
 
 class MarginExperiment(Frozen):
@@ -81,14 +84,14 @@ class MarginExperiment(Frozen):
 class OdinGrid(Frozen):
     """What ODIN chooses from."""
 
-    temperatures: tuple[FiniteFloat, ...] = Field(min_length=1)
-    epsilons: tuple[FiniteFloat, ...] = Field(min_length=1)
+    temperatures: tuple[Temperature, ...] = Field(min_length=1)
+    epsilons: tuple[Epsilon, ...] = Field(min_length=1)
 
 
 class MahalanobisGrid(Frozen):
     """What perturbed Mahalanobis chooses from."""
 
-    epsilons: tuple[FiniteFloat, ...] = Field(min_length=1)
+    epsilons: tuple[Epsilon, ...] = Field(min_length=1)
 
 
 class FineTuning(Frozen):
