@@ -27,6 +27,7 @@ from training.distributed import ALONE, joined, own_device, require_alone, tells
 from training.errors import TrainingError
 from training.evaluate import Say
 from training.evaluate_bundle import evaluate_bundle
+from training.given_weights import SAFETENSORS
 from training.onnx_import import read_onnx
 from training.optimise import (
     ALLOWED_FLIPS,
@@ -193,6 +194,8 @@ def import_onnx(
     size: Annotated[int, typer.Option("--size", min=1, help="Of its images, where the graph leaves it open.")] = 224,
 ) -> None:
     """Make a classifier that was exported to ONNX weights for a recipe, and print the recipe's lines for it."""
+    if out.suffix != SAFETENSORS:
+        raise typer.BadParameter(f"--out is {out}; a recipe reads these weights from a file named *{SAFETENSORS}")
     imported = read_onnx(file, size)
     write_bytes(out, save(imported.weights))
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in imported.spec.model_dump().items())
@@ -274,7 +277,7 @@ def renew_report(
         raise typer.BadParameter(f"{into} is no file to renew the summary in")
     write_report(out, console.print)
     if into is not None:
-        write_text(into, renew(into.read_text(), read_results(out / RESULTS)))
+        write_text(into, renew(_text(into), read_results(out / RESULTS)))
 
 
 @app.command("data")
@@ -310,7 +313,7 @@ def card(
         raise typer.BadParameter(f"{readme} is no file to renew the results in")
     if readme is not None:
         with writing(readme):
-            readme.write_text(report.replace_block(readme.read_text(), report.readme_block(loaded)))
+            readme.write_text(report.replace_block(_text(readme), report.readme_block(loaded)))
     if out is not None:
         with writing(out):
             out.write_text(report.model_card(loaded))
@@ -364,6 +367,13 @@ def _opened_by_first(recipe_path: Path, data: Path, folder: Path | None, device:
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:
     chosen = None if device is None else _device(device)  # an int8 bundle runs on the CPU where there is a GPU, too
     return load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=chosen)
+
+
+def _text(document: Path) -> str:
+    try:
+        return document.read_text()
+    except UnicodeDecodeError as err:
+        raise TrainingError(f"{document} is not UTF-8 ({err}); name a document in Markdown, saved as UTF-8") from err
 
 
 def _device(name: str | None) -> torch.device:

@@ -92,9 +92,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             "best as safetensors"
         ) from err
     weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(_is_named(*item) for item in weights.items()):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not tensors by name; save the state_dict")
     return dict(weights)
+
+
+def _is_named(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -164,8 +164,10 @@ def _without(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda _: nn.Linear(2, 2), "cannot be read without running what is in it"),
         (lambda _: [1, 2], "holds a list, not tensors by name"),
         (lambda _: {"state_dict": {"a": 1}}, "not tensors by name"),
+        (lambda _: {0: torch.zeros(3), 1: torch.zeros(2)}, "holds a dict, not tensors by name"),
+        (lambda w: w | {0: torch.zeros(3)}, "not tensors by name"),
     ],
-    ids=["missing", "more", "shape", "nan", "code", "module", "list", "numbers"],
+    ids=["missing", "more", "shape", "nan", "code", "module", "list", "numbers", "numbered", "one numbered"],
 )  # fmt: skip
 def test_file_without_such_weights_is_refused(
     tmp_path: Path,
@@ -276,3 +278,18 @@ def test_onnx_file_that_cannot_be_read_gets_a_message(
     assert done.stderr.startswith("ood-train: ")
     assert "classifier.onnx cannot be read as an ONNX classifier" in done.stderr
     assert not (tmp_path / "classifier.safetensors").exists()
+
+
+@pytest.mark.parametrize("out", ["classifier.onnx", "classifier.pt", "classifier"])
+def test_import_into_a_file_that_no_recipe_reads_is_refused(
+    tmp_path: Path, ood_train: Callable[..., subprocess.CompletedProcess[str]], out: str
+) -> None:
+    """Least of all over what it imports, which stays as it is."""
+    given = tmp_path / "classifier.onnx"
+    given.write_bytes(b"a graph")
+    done = ood_train("import", given, "--out", tmp_path / out)
+    assert done.returncode == 2
+    assert "--out is" in done.stderr
+    assert "*.safetensors" in done.stderr
+    assert given.read_bytes() == b"a graph"
+    assert list(tmp_path.iterdir()) == [given]

@@ -519,6 +519,7 @@ def test_start_bundle_may_be_one_that_ships(
         (("run", "tiny", "--data", "IMAGES", "--device", "mps"), ("mps",)),
         (("card", "cifar10", "--readme", "NO-MARKERS"), ("results",)),
         (("card", "cifar10", "--readme", "missing.md"), ("missing.md",)),
+        (("card", "cifar10", "--readme", "latin-1.md"), ("latin-1.md is not UTF-8", "saved as UTF-8")),
         (("card", "cifar10", "--out", "/dev/full"), ("/dev/full cannot be written (No space left on device)",)),
         (("run", "tiny", "--data", "IMAGES", "--store", "plain.md"), ("plain.md/tiny cannot be written (Not a dir",)),
         (("run", "tiny", "--data", "IMAGES", "--store", "/proc/store"), ("/proc/store/tiny cannot be written (",)),
@@ -531,6 +532,7 @@ def test_bad_command_gets_a_message_not_a_traceback(
     ood_train: OodTrain, image_sets: Path, tmp_path: Path, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     (tmp_path / "plain.md").write_text("nothing to replace\n")
+    (tmp_path / "latin-1.md").write_bytes("naïve\n".encode("latin-1"))
     named = {"IMAGES": str(image_sets), "NO-MARKERS": "plain.md"}
     finished = ood_train(*(named.get(argument, argument) for argument in arguments))
     assert finished.returncode in (1, 2)

@@ -1,6 +1,9 @@
 """Tables by hand, from rows by hand."""
 
 import json
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +203,16 @@ def test_roc_curve_by_hand() -> None:
 def test_tables_of_the_documents_are_generated_from_the_kept_results(document: str) -> None:
     text = (ROOT / document).read_text()
     assert report.renew(text, read_results(ROOT / "docs/results/paper/results.json")) == text
+
+
+def test_document_that_is_not_utf8_is_refused(
+    ood_train: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    shutil.copy(ROOT / "docs/results/paper/results.json", tmp_path)
+    document = tmp_path / "page.md"
+    document.write_bytes("naïve\n".encode("latin-1"))
+    finished = ood_train("report", tmp_path, "--into", document)
+    assert finished.returncode == 1
+    assert "page.md is not UTF-8" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert document.read_bytes() == b"na\xefve\n"
