@@ -175,7 +175,7 @@ def _read_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], archive: ZipFil
         if math.prod(shape) > stored.file_size:
             raise ValueError(f"{stored.file_size:,} bytes are too few for images {shape}")
         labels, classes = _read_labels(path, arrays, shape[0])
-        encoding = str(arrays["encoding"]) if "encoding" in arrays else "lossless"
+        encoding = _read_encoding(path, arrays["encoding"]) if "encoding" in arrays else "lossless"
         rows = npy.read_rows(file, shape)
         if header.fortran_order:
             rows = npy.fortran_rows(_store(rows, shape), shape)
@@ -191,10 +191,23 @@ def _read_labels(path: Path, arrays: Mapping[str, NDArray[Any]], count: int) -> 
     names = arrays["classes"] if "classes" in arrays else np.arange(int(labels.max(initial=0)) + 1)
     if names.ndim != 1:
         raise DataError(f"{path}: classes are {names.dtype} {names.shape}; expected names (K,)")
-    classes = [str(name) for name in names]
+    classes = [_text(name) for name in names]
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
         raise DataError(f"{path}: labels span {labels.min()} to {labels.max()}; expected 0 to {len(classes) - 1}")
     return labels.astype(np.int64), classes
+
+
+def _read_encoding(path: Path, encoding: NDArray[Any]) -> str:
+    if encoding.shape != () or encoding.dtype.kind not in "US":
+        raise DataError(
+            f"{path}: encoding is {encoding.dtype} {encoding.shape}; expected one string (), such as lossless or jpeg"
+        )
+    return _text(encoding[()])
+
+
+def _text(name: Any) -> str:
+    """Return a name as str; numpy keeps bytes as they are, which are taken for UTF-8."""
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def _fit_all(

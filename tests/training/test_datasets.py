@@ -267,6 +267,7 @@ def test_empty_folder_is_refused(tmp_path: Path, preprocess: PreprocessSpec) -> 
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, -1])},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "labels": np.array([0, 5]), "classes": np.array(["a", "b"])},
         {"images": np.zeros((2, 32, 32, 3), np.uint8), "classes": np.array([["a", "b"]])},
+        {"images": np.zeros((2, 32, 32, 3), np.uint8), "classes": np.array([b"na\xefve"])},
         {"pixels": np.zeros((2, 32, 32, 3), np.uint8)},
         {"images": np.array([{"an": "object"}], dtype=object)},
     ],
@@ -277,6 +278,26 @@ def test_npz_that_is_no_image_set_is_named_by_path(
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(DataError, match=r"bad\.npz"):
         load_set("bad", tmp_path, preprocess, None)
+
+
+@pytest.mark.parametrize("encoding", [np.array("jpeg"), np.array(b"jpeg")])
+def test_npz_may_hold_its_texts_as_bytes(
+    labelled_npz: Callable[..., Path], preprocess: PreprocessSpec, encoding: np.ndarray
+) -> None:
+    folder = labelled_npz([0, 1, 0], [b"cat", "naïve".encode()], encoding=encoding)
+    found = load_set("set", folder, preprocess, None)
+    assert (found.classes, found.encoding) == (("cat", "naïve"), "jpeg")
+
+
+@pytest.mark.parametrize("encoding", [np.array(["jpeg"]), np.array(["jpeg", "png"]), np.array(3), np.array([])])
+def test_npz_with_another_encoding_than_one_string_is_refused(
+    labelled_npz: Callable[..., Path], preprocess: PreprocessSpec, encoding: np.ndarray
+) -> None:
+    folder = labelled_npz([0, 1, 0], encoding=encoding)
+    with pytest.raises(
+        DataError, match=r"set\.npz: encoding is .*; expected one string \(\), such as lossless or jpeg"
+    ):
+        load_set("set", folder, preprocess, None)
 
 
 def _zipped(array: bytes, *, flags: int = 0, method: int = 0) -> bytes:
