@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model_store.manifest import OnnxSpec
 from model_store.networks import build_network
 from model_store.networks.cut_classifier import CutClassifier
 from training.config import Recipe
@@ -16,6 +17,7 @@ from training.datasets import ImageSet
 from training.errors import RecipeError, ResumeError, WeightsError
 from training.evaluate import Say
 from training.pretrain import pretrain_inputs
+from training.recipe_network import require_classifies
 from training.run_folder import is_done, open_stage, read_weights, require_finite, require_inputs, write_weights
 
 SAFETENSORS = ".safetensors"
@@ -30,7 +32,7 @@ def given_weights(recipe: Recipe, train_set: ImageSet, data_dir: Path, folder: P
     Raises:
         WeightsError: the file cannot be read, or holds no such weights, or some that are not finite.
         ResumeError: `folder` holds another classifier.
-        RecipeError: the recipe names no file.
+        RecipeError: the recipe names no file, or an ONNX graph that does not take images of the recipe's size.
     """
     if recipe.weights is None:
         raise RecipeError(f"recipe {recipe.name} names no file of weights")
@@ -43,6 +45,8 @@ def given_weights(recipe: Recipe, train_set: ImageSet, data_dir: Path, folder: P
             _require_same(path, folder, read_given(path, network), network)
         return network
     network.load_state_dict(read_given(path, network))
+    if isinstance(recipe.network, OnnxSpec):  # whose graph is known from here on
+        require_classifies(network, recipe.network, recipe.preprocess)
     if recipe.data.calibration_images:
         say(
             f"warning: the threshold's guarantee holds only if {path} was not trained on the images of "

@@ -161,7 +161,9 @@ class Run:
             self.say(f"warning: {overlap}")
 
     def _require_fit(self, images: int = 2) -> None:
-        self.processes.first_does(lambda: require_fit(self.recipe.network, self.recipe.preprocess, images))
+        recipe = self.recipe
+        trained = any((recipe.pretrain, recipe.finetune, recipe.average))
+        self.processes.first_does(lambda: require_fit(recipe.network, recipe.preprocess, images, trained=trained))
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a network that there is; or take that as it is.

@@ -207,3 +207,12 @@ def test_recipe_of_a_torchvision_network_is_read(tiny: Recipe, name: str) -> Non
     recipe = Recipe.model_validate(tiny.model_dump() | {"network": network})
     assert recipe.network == TorchvisionSpec(name=name, num_classes=10)
     require_fit(recipe.network, recipe.preprocess)
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+def test_network_that_is_not_trained_need_only_classify(tiny: Recipe) -> None:
+    """Three losses are what a GoogLeNet trains by: one more than a forward pass of ours has."""
+    spec = TorchvisionSpec(name="googlenet", num_classes=10)
+    require_fit(spec, tiny.preprocess, trained=False)
+    with pytest.raises(RecipeError, match="googlenet cannot be trained on images of 32x32"):
+        require_fit(spec, tiny.preprocess)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model_store.bundle import load_bundle
 from model_store.errors import ExportError
-from model_store.manifest import OnnxSpec, TimmSpec
+from model_store.manifest import OnnxSpec, TimmSpec, TorchvisionSpec
 from model_store.networks import NetworkOutput, build_network
 from model_store.onnx_graph import export_onnx
 from model_store.predictor import Scorer
@@ -25,7 +25,7 @@ from model_store.runtimes import TorchRuntime
 from model_store.store import Store
 from training.config import Recipe
 from training.datasets import load_set
-from training.errors import ResumeError, WeightsError
+from training.errors import DataError, RecipeError, ResumeError, WeightsError
 from training.given_weights import read_given
 from training.pipeline import Run
 from training.progress import silent
@@ -219,6 +219,21 @@ def test_recipe_that_asks_for_the_impossible_is_refused(quick: Recipe, changes: 
         _recipe(quick, **(changes | sets | stages))
 
 
+def test_network_that_is_taken_as_it_is_must_classify_the_images(quick: Recipe, tmp_path: Path) -> None:
+    """Said before anything is read: here there is neither a set nor a file."""
+    recipe = _recipe(quick, network=TorchvisionSpec(name="alexnet", num_classes=10).model_dump())
+    with pytest.raises(RecipeError, match=r"alexnet cannot classify images of 32x32 \(.*too small\); take another"):
+        Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent).pretrain()
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
+def test_network_that_cannot_be_trained_may_be_taken_as_it_is(quick: Recipe, tmp_path: Path) -> None:
+    """In training a GoogLeNet has two more outputs; what is missed is the training set, which is read next."""
+    recipe = _recipe(quick, network=TorchvisionSpec(name="googlenet", num_classes=10).model_dump())
+    with pytest.raises(DataError, match="no set 'cifar10/train'"):
+        Run(recipe, tmp_path / "nowhere", tmp_path, CPU, silent, silent).pretrain()
+
+
 class _Logits(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -267,6 +282,27 @@ def test_onnx_file_becomes_a_bundle_that_both_runtimes_run_like_the_network_it_w
         assert "openvino would compute in f32 on this processor" in done.stderr
     with pytest.raises(ExportError, match="the network of tiny@1 came as ONNX"):
         export_onnx(load_bundle(folder))
+
+
+def test_onnx_graph_of_another_image_size_is_refused_before_the_run_is_begun(
+    quick: Recipe, data: Path, tmp_path: Path, ood_train: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """A layer over all pixels of 64x64, and a recipe of 32x32."""
+    torch.onnx.export(
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4), nn.ReLU(), nn.Linear(4, 10)).eval(),
+        (torch.zeros(2, 3, 64, 64),),
+        tmp_path / "classifier.onnx",
+        dynamo=True,
+        verbose=False,
+        opset_version=18,
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+    )
+    done = ood_train("import", tmp_path / "classifier.onnx", "--out", data / "classifier.safetensors")
+    assert done.returncode == 0, done.stderr
+    run = Run(_recipe(quick, **tomllib.loads(done.stdout)), data, tmp_path / "run", CPU, silent, silent)
+    with pytest.raises(RecipeError, match=r"network ONNX cannot classify images of 32x32 \(.*\); take another prepr"):
+        run.pretrain()
+    assert not (tmp_path / "run").exists()
 
 
 def test_onnx_file_that_cannot_be_read_gets_a_message(
