@@ -151,7 +151,9 @@ class Run:
     def _check_roles(self) -> None:
         require_one_encoding(list(self.sets.by_role().values()))
         if self._selects_margins:
-            split_validation(self.sets.train, self.recipe.selection.validation_images, self.recipe.seed)
+            validation_images = self.recipe.selection.validation_images
+            trained_on, _ = split_validation(self.sets.train, validation_images, self.recipe.seed)
+            self.processes.require_last_share(len(trained_on), self.recipe.finetuning.batch_size)
         width = outlined(self.recipe.network).get_parameter("head.weight").shape[1]
         for spec in self.recipe.scores:
             require_fittable(spec, len(self.sets.train), width)

@@ -244,6 +244,38 @@ def test_last_batch_that_leaves_a_process_without_images_is_refused(train_set: I
     LabelledBatches(train_set, 100, spec, CPU, Processes(0, 5))
 
 
+class _FirstOfTwo(Processes):
+    """The first of two processes, told of nothing by the other, which would see the same."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2)
+
+    def first_does(self, action: Callable[[], Any]) -> Any:
+        return action()
+
+    each_does = first_does
+
+    def require_same(self, what: str, value: object) -> None:
+        pass
+
+
+def test_last_batch_of_a_selection_that_leaves_a_process_without_images_is_refused_before_training(
+    tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    """Of 150 images 49 are held out; 101 are two batches of 50, and one image for two processes."""
+
+    def run(validation_images: int) -> Run:
+        selection = {"margin_in": (-8, -6), "margin_out": (-3,), "epochs": 1, "validation_images": validation_images}
+        tables = tiny.model_dump(exclude_none=True)
+        tables["finetune"] |= {"objective": {"kind": "energy_bounded", "weight": 0.1}, "selection": selection}
+        recipe = Recipe.model_validate(tables)
+        return Run(recipe, image_sets, tmp_path, CPU, silent, silent, processes=_FirstOfTwo())
+
+    with pytest.raises(DataError, match=r"has 1 of 101 images \(batch_size 50\), fewer than there are processes \(2\)"):
+        run(validation_images=49).check()
+    run(validation_images=48).check()
+
+
 @pytest.mark.slow
 def test_torchrun_command_is_interrupted_and_resumed(image_sets: Path, tmp_path: Path) -> None:
     """The documented command: Ctrl-C after an epoch, then again, to the end."""
