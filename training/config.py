@@ -96,10 +96,10 @@ class Recipe(Frozen):
     @field_validator("start")
     @classmethod
     def _start_names_a_version(cls, start: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
-        if isinstance(start, tuple) and (len(start) < 2 or len(set(start)) < len(start)):
+        if isinstance(start, tuple) and (not start or len(set(start)) < len(start)):
             raise ValueError(
-                f"start is {list(start)}; a list is of two or more different bundles, of whose weights the mean is "
-                'taken: name one alone as in start = "cifar10@1"'
+                f"start is {list(start)}; a list is of different bundles, of whose weights the mean is taken: name "
+                "each once, or leave it out"
             )
         for name in (start,) if isinstance(start, str) else start or ():
             if not re.fullmatch(r"[^@]+@[1-9][0-9]*", name):

@@ -223,7 +223,8 @@ def plot_histograms(
             ("negative energy", scores.test.negative_energy, np.concatenate([s.negative_energy for s in far])),
         )
         for axis, (label, in_distribution, ood) in zip(axes[row], pairs, strict=True):
-            edges = np.histogram_bin_edges(np.concatenate([in_distribution, ood]), bins=80)
+            both = np.concatenate([in_distribution, ood]).astype(np.float64)  # has room between neighbours of float32
+            edges = np.histogram_bin_edges(both, bins=80)
             for values, colour, legend in (
                 (in_distribution, "#1f77b4", "in-distribution"),
                 (ood, "#ff7f0e", "far OOD"),

@@ -153,6 +153,14 @@ def test_histograms_show_each_series_under_its_own_name(tmp_path: Path, monkeypa
     }
 
 
+def test_histograms_of_scores_that_are_neighbours_are_drawn(tmp_path: Path) -> None:
+    """As an untrained network gives them: there are fewer numbers between them than bins."""
+    close = np.nextafter(np.float32(0.1), np.array([0, 1], np.float32))
+    scores = Scores(torch.zeros(2, 2), torch.zeros(2, 2), close, close)
+    report.plot_histograms(tmp_path / "histograms.png", ("svhn",), NetworkScores(scores, {"svhn": scores}), None)
+    assert (tmp_path / "histograms.png").exists()
+
+
 def _drawn(polygon: Any) -> tuple[Any, Any]:
     """Return from where to where the polygon is above zero, to a bin's width."""
     x, y = polygon.get_xy().T

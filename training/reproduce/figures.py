@@ -63,7 +63,7 @@ def histograms(shown: dict[str, MethodScores], ood: str, title: str, fpr95: dict
     figure = _figure(5.2 * 2, 3.3 * ((len(shown) + 1) // 2))
     axes = figure.subplots((len(shown) + 1) // 2, 2, squeeze=False).flat
     for axis, (method, scores) in zip(axes, shown.items(), strict=False):
-        edges = np.histogram_bin_edges(np.concatenate([scores.test, scores.ood[ood]]), bins=60)
+        edges = np.histogram_bin_edges(np.concatenate([scores.test, scores.ood[ood]]).astype(np.float64), bins=60)
         for values, colour, label in (
             (scores.test, IN_COLOUR, f"in-distribution ({title})"),
             (scores.ood[ood], OOD_COLOUR, f"out-of-distribution ({ood})"),
