@@ -97,9 +97,9 @@ class _Graph:
         self._idle: list[Any] = []
 
     def start(self, images: NDArray[np.uint8]) -> Any:
-        """Have a batch computed; return its request, which keeps the images."""
+        """Have a batch computed; return its request, with a copy of the images: who started it may be gone before."""
         request = self._idle.pop() if self._idle else self.compiled.create_infer_request()
-        request.start_async(images, share_inputs=True)
+        request.start_async(images, share_inputs=False)
         return request
 
     def finish(self, request: Any) -> list[Tensor]:

@@ -13,7 +13,6 @@ import httpx
 import pytest
 from live import SERVE, Process
 
-import service.cli
 from service.cli import read_settings
 from service.errors import SettingsError
 from service.settings import Settings
@@ -83,25 +82,11 @@ def test_who_has_no_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) ->
     assert read_settings(["--cache-dir", "here"], os.environ).cache_dir == Path("here")
 
 
-def test_signals_end_a_server_that_still_loads_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[int] = []
-
-    def load(_: Settings) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(number)
-        return 0
-
-    monkeypatch.setattr(service.cli, "serve", load)
-    monkeypatch.setattr(os, "_exit", ended.append)
-    monkeypatch.setattr(sys, "argv", ["ood-serve"])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit):
-            service.cli.main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert ended == [130, 143]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_server_that_still_loads_without_a_word(number: int) -> None:
+    code = f"import signal, service.cli as c; c.serve = lambda _: signal.raise_signal({int(number)}); c.main()"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stderr) == (128 + number, "")
 
 
 def test_a_bad_setting_stops_the_start_with_one_line() -> None:
