@@ -151,7 +151,8 @@ class Scorer:
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Score N >= 1 images uint8 (N, H, W, 3), in batches."""
         pieces = [
-            self.finish(self.start(images[at : at + BATCH_SIZE])) for at in range(0, max(len(images), 1), BATCH_SIZE)
+            self.runtime.finish(self.start(images[at : at + BATCH_SIZE]))
+            for at in range(0, max(len(images), 1), BATCH_SIZE)
         ]
         return self.from_output(
             NetworkOutput(

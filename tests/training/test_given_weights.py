@@ -244,6 +244,19 @@ class _Logits(nn.Module):
         return output.logits
 
 
+def _export(network: nn.Module, side: int, path: Path) -> None:
+    """Write a network of square images, of any number of them, as ONNX."""
+    torch.onnx.export(
+        network.eval(),
+        (torch.zeros(2, 3, side, side),),
+        path,
+        dynamo=True,
+        verbose=False,
+        opset_version=18,
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+    )
+
+
 def test_onnx_file_becomes_a_bundle_that_both_runtimes_run_like_the_network_it_was(
     quick: Recipe,
     data: Path,
@@ -251,15 +264,7 @@ def test_onnx_file_becomes_a_bundle_that_both_runtimes_run_like_the_network_it_w
     elsewhere: nn.Module,
     ood_train: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    torch.onnx.export(
-        _Logits(elsewhere).eval(),
-        (torch.zeros(2, 3, 32, 32),),
-        tmp_path / "classifier.onnx",
-        dynamo=True,
-        verbose=False,
-        opset_version=18,
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-    )
+    _export(_Logits(elsewhere), 32, tmp_path / "classifier.onnx")
     done = ood_train("import", tmp_path / "classifier.onnx", "--out", data / "classifier.safetensors")
     assert done.returncode == 0, done.stderr
     printed = tomllib.loads(done.stdout)
@@ -288,15 +293,8 @@ def test_onnx_graph_of_another_image_size_is_refused_before_the_run_is_begun(
     quick: Recipe, data: Path, tmp_path: Path, ood_train: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     """A layer over all pixels of 64x64, and a recipe of 32x32."""
-    torch.onnx.export(
-        nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4), nn.ReLU(), nn.Linear(4, 10)).eval(),
-        (torch.zeros(2, 3, 64, 64),),
-        tmp_path / "classifier.onnx",
-        dynamo=True,
-        verbose=False,
-        opset_version=18,
-        dynamic_shapes=({0: torch.export.Dim("images")},),
-    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 4), nn.ReLU(), nn.Linear(4, 10))
+    _export(network, 64, tmp_path / "classifier.onnx")
     done = ood_train("import", tmp_path / "classifier.onnx", "--out", data / "classifier.safetensors")
     assert done.returncode == 0, done.stderr
     run = Run(_recipe(quick, **tomllib.loads(done.stdout)), data, tmp_path / "run", CPU, silent, silent)
