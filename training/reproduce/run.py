@@ -6,42 +6,34 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import model_store
-from model_store.networks import NetworkOutput, outlined
-from model_store.score_specs import NegativeEnergySpec, ScoreName, ScoreSpec
-from training.datasets import ImageSet, load_set
-from training.errors import DataError
-from training.evaluate import Say, TestSets
-from training.fit_scores import require_fittable
+from model_store.networks import NetworkOutput
+from model_store.score_specs import NegativeEnergySpec, ScoreSpec
+from training.datasets import ImageSet
+from training.evaluate import Say
 from training.hardware import hardware
 from training.objective_spec import Margins
-from training.overlap import digests
 from training.perturbed_scores import odin, perturbed_mahalanobis
 from training.publish import commit
-from training.reproduce.benchmark import Benchmark, SourcesSpec, find, require, ways_to_get
+from training.reproduce.benchmark import Benchmark, find, require, ways_to_get
 from training.reproduce.choices import OdinSpec, PerturbedMahalanobisSpec, Validation, fitted_mahalanobis
 from training.reproduce.methods import CLASSIFIER, Method, Only, methods
 from training.reproduce.networks import FinetunePlan, Lab, Setting, TrainedNetwork, kept_outputs
 from training.reproduce.results import (
     CHOICES,
     NETWORKS,
-    RECORD,
     ROWS,
-    SETS,
     TEST,
-    InDistributionRecord,
     MethodResult,
     MethodScores,
     Origin,
     Results,
     Row,
-    SetRecord,
     method_folder,
     rows,
     write_results,
@@ -50,16 +42,13 @@ from training.reproduce.results import (
     write_text,
 )
 from training.reproduce.size import FineTuning, Size
-from training.run_folder import open_stage, write_json
-from training.set_roles import require_classes, require_one_encoding, require_same_classes
-from training.splits import split_calibration
+from training.reproduce.subject_sets import SubjectSets
+from training.run_folder import open_stage
 from training.trainer import Progress
 
 GITIGNORE = "/networks/\n/scores/\n/choices/\n/sets/\n/inputs.json\n/.lock\n/.gitignore\n"
 """What is too large for a repository, or of no use there: report, figures and results.json are left."""
 VALIDATION = "validation"
-LEAST_VALIDATION_IMAGES = 2
-"""Validation outliers are made of pairs, too."""
 
 MeasuredScore = ScoreSpec | OdinSpec | PerturbedMahalanobisSpec
 
@@ -90,11 +79,11 @@ class Reproduction:
         """
         subjects = list(self._subjects())
         for subject in subjects:
-            subject.check()
+            subject.sets.check()
         open_stage(self.out, {"size": self.size.name})
         write_text(self.out / ".gitignore", GITIGNORE)
         for subject in subjects:
-            subject.record()
+            subject.sets.record(self.out)
             for _ in subject.run(self.only):
                 self._write()
         return self._write()
@@ -122,7 +111,7 @@ class Reproduction:
             spec = self.benchmark.in_distribution[name]
             augment = self.size.augment or self.benchmark.augment
             setting = Setting(name, spec, self.size, self.benchmark.preprocess, augment)
-            yield Subject(self, setting)
+            yield Subject(self, setting, SubjectSets(setting, self.benchmark, self.data_dir, self.say))
 
     def _is_there(self, name: str, asked: frozenset[str] | None) -> bool:
         spec = self.benchmark.in_distribution[name]
@@ -136,73 +125,11 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class Subject:
-    """One in-distribution set: its sets, its seeds, and the network that choices are made on."""
+    """One in-distribution set: its images, its seeds, and the network that choices are made on."""
 
     reproduction: Reproduction
     setting: Setting
-
-    def check(self) -> None:
-        """Read every set and see whether each can play its role, before hours go into training.
-
-        Raises:
-            DataError: a set is missing or unfit, sets differ in encoding, or too few images are held out.
-        """
-        sets = [self._train, self._outliers, self._tests.test, *self._tests.ood.values()]
-        require_one_encoding(sets)
-        for labelled in (self._train, self._tests.test):
-            require_classes(labelled, self.setting.spec.classes)
-        require_same_classes(self._tests.test, self._train)
-        if not self._tests.far_ood:
-            first = self.setting.spec.far_ood[0]
-            require(self.reproduction.benchmark.ood[first].sources, self.reproduction.data_dir)
-        self._require_validation()
-        fit_images = min(self.setting.size.fit_images, len(self._split[0]))
-        network = self.setting.size.network.spec(self.setting.spec.classes)
-        width = outlined(network).get_parameter("head.weight").shape[1]
-        for score in get_args(ScoreName):
-            require_fittable(self.setting.score_spec(score), fit_images, width)
-
-    def _require_validation(self) -> None:
-        share, images, held_out = self.setting.size.validation.share, len(self._train), len(self._split[1])
-        if held_out < LEAST_VALIDATION_IMAGES:
-            raise DataError(
-                f"validation.share is {share:g}, which holds {held_out} of the {images:,} images of {self._train.name} "
-                f"out; choices need at least {LEAST_VALIDATION_IMAGES}: take a larger share"
-            )
-
-    def record(self) -> None:
-        """Write down which sets there are, in what they differ from the paper's, and which hold training images.
-
-        Raises:
-            ResumeError: the folder's results are of other images.
-        """
-        spec, tests, ood = self.setting.spec, self._tests, self.reproduction.benchmark.ood
-        own = SourcesSpec(sources=spec.train, paper=spec.title, differs="")
-        folder = self.reproduction.out / SETS / self.setting.name
-        open_stage(folder, self._fingerprints)
-        labelled = digests(self._train)
-        trained_on = np.concatenate([labelled, digests(self._outliers)])
-
-        def describe(image_set: ImageSet, sources: SourcesSpec, others: NDArray[np.uint64] = trained_on) -> SetRecord:
-            found = int(np.isin(digests(image_set), others).sum())
-            of = f"of the {len(image_set):,} images of {image_set.name}"
-            if found:
-                also = "training images" if others is labelled else "training images or outliers"
-                self.reproduction.say(f"{found} {of} are {also} too")
-            if image_set.fitted:
-                self.reproduction.say(f"{image_set.fitted:,} {of} had another size and were fitted")
-            return _record(image_set, sources, found)
-
-        record = InDistributionRecord(
-            title=spec.title,
-            train=_record(self._trained_on, own, 0),
-            test=describe(tests.test, own),
-            outliers=describe(self._outliers, self.reproduction.benchmark.outliers, labelled),
-            far_ood={name: describe(image_set, ood[name]) for name, image_set in tests.far_ood.items()},
-            near_ood={name: describe(image_set, ood[name]) for name, image_set in tests.near_ood.items()},
-            missing=self._missing,
-        )
-        write_json(folder / RECORD, record.model_dump())
+    sets: SubjectSets
 
     def run(self, only: Only) -> Iterator[None]:
         """Run the methods that are asked for, network by network, for every seed; yield after each that was measured.
@@ -211,7 +138,7 @@ class Subject:
         """
         wanted = [method for method in methods(self.setting.size) if only.wants(method)]
         for seed in self.setting.size.seeds:
-            yield from self._run_lab(self._lab(self._trained_on, seed, _folder(seed)), wanted, on_validation=False)
+            yield from self._run_lab(self._lab(self.sets.trained_on, seed, _folder(seed)), wanted, on_validation=False)
         yield from self._run_lab(self._validation.lab, wanted, on_validation=True)
 
     def _run_lab(self, lab: Lab, wanted: Sequence[Method], *, on_validation: bool) -> Iterator[None]:
@@ -233,7 +160,7 @@ class Subject:
             "weights": network.sha256,
             "score": score.model_dump(),
             "fit_images": self.setting.size.fit_images,
-            "sets": self._fingerprints,
+            "sets": self.sets.fingerprints,
         }
         open_stage(folder, {"origin": origin.model_dump(), **inputs})
         if (folder / ROWS).exists():
@@ -242,8 +169,8 @@ class Subject:
         start = time.perf_counter()
         outputs = self._outputs(lab, method, network)
         by_set = self._scores(score, lab, network, outputs)
-        correct = outputs[TEST].logits.argmax(dim=1).numpy() == self._tests.test.labels
-        kept = MethodScores(by_set[TEST], correct, {name: by_set[name] for name in self._tests.ood})
+        correct = outputs[TEST].logits.argmax(dim=1).numpy() == self.sets.tests.test.labels
+        kept = MethodScores(by_set[TEST], correct, {name: by_set[name] for name in self.sets.tests.ood})
         write_scores(folder, kept)
         measured = tuple(rows(origin, kept))
         write_rows(folder, self.reproduction.signed(measured, time.perf_counter() - start))
@@ -251,7 +178,7 @@ class Subject:
 
     def _outputs(self, lab: Lab, method: Method, network: TrainedNetwork) -> dict[str, NetworkOutput]:
         folder = method_folder(self.reproduction.out, self.setting.name, lab.folder.name, method.network)
-        return kept_outputs(network, self._measured, folder.with_name(f"{folder.name}-outputs"))
+        return kept_outputs(network, self.sets.measured, folder.with_name(f"{folder.name}-outputs"))
 
     def _scores(
         self, score: MeasuredScore, lab: Lab, network: TrainedNetwork, outputs: dict[str, NetworkOutput]
@@ -260,13 +187,13 @@ class Subject:
             case OdinSpec(temperature=temperature, epsilon=epsilon):
                 return {
                     name: odin(network.normalised, images.images, temperature=temperature, epsilons=(epsilon,))[0]
-                    for name, images in self._measured.items()
+                    for name, images in self.sets.measured.items()
                 }
             case PerturbedMahalanobisSpec(epsilon=epsilon):
                 fitted = fitted_mahalanobis(lab, network)
                 return {
                     name: perturbed_mahalanobis(network.normalised, images.images, fitted, epsilons=(epsilon,))[0]
-                    for name, images in self._measured.items()
+                    for name, images in self.sets.measured.items()
                 }
             case one_pass:
                 scorer = network.fitted(one_pass)
@@ -322,7 +249,7 @@ class Subject:
             self.setting,
             seed,
             train,
-            self._outliers,
+            self.sets.outliers,
             folder,
             reproduction.device,
             reproduction.progress,
@@ -331,78 +258,11 @@ class Subject:
 
     @cached_property
     def _validation(self) -> Validation:
-        train, held_out = self._split
+        train, held_out = self.sets.split
         size = self.setting.size.validation
         lab = self._lab(train, size.seed, VALIDATION if size.own_network else _folder(size.seed))
         return Validation(lab, held_out, self.reproduction.out / CHOICES / self.setting.name)
 
-    @cached_property
-    def _split(self) -> tuple[ImageSet, ImageSet]:
-        validation = self.setting.size.validation
-        return split_calibration(self._train, round(validation.share * len(self._train)), validation.seed)
-
-    @property
-    def _trained_on(self) -> ImageSet:
-        return self._train if self.setting.size.validation.own_network else self._split[0]
-
-    @cached_property
-    def _train(self) -> ImageSet:
-        return self._load(self.setting.spec.train)
-
-    @cached_property
-    def _outliers(self) -> ImageSet:
-        return self._load(self.reproduction.benchmark.outliers.sources)
-
-    @cached_property
-    def _tests(self) -> TestSets:
-        spec = self.setting.spec
-        return TestSets(self._load(spec.test), self._found(spec.far_ood), self._found(spec.near_ood))
-
-    def _found(self, names: Sequence[str]) -> dict[str, ImageSet]:
-        ood = self.reproduction.benchmark.ood
-        return {name: self._load(ood[name].sources) for name in names if name not in self._missing}
-
-    @cached_property
-    def _missing(self) -> dict[str, str]:
-        """OOD sets that are not there, and how to get them."""
-        spec, data_dir = self.setting.spec, self.reproduction.data_dir
-        sources = {name: self.reproduction.benchmark.ood[name].sources for name in (*spec.far_ood, *spec.near_ood)}
-        missing = {
-            name: ways_to_get(given, data_dir) for name, given in sources.items() if find(given, data_dir) is None
-        }
-        for name, way in missing.items():
-            self.reproduction.say(f"{name} is left out: it is not there. {way}")
-        return missing
-
-    @cached_property
-    def _measured(self) -> dict[str, ImageSet]:
-        return {TEST: self._tests.test} | self._tests.ood
-
-    @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        sets = {"train": self._train, "outliers": self._outliers} | self._measured
-        return {name: image_set.fingerprint for name, image_set in sets.items()}
-
-    def _load(self, sources: tuple[str, ...]) -> ImageSet:
-        reproduction = self.reproduction
-        source = require(sources, reproduction.data_dir)
-        reproduction.say(f"reading {source}")
-        return load_set(source, reproduction.data_dir, self.setting.preprocess, None)
-
 
 def _folder(seed: int) -> str:
     return f"seed-{seed}"
-
-
-def _record(image_set: ImageSet, sources: SourcesSpec, in_training: int) -> SetRecord:
-    return SetRecord(
-        source=image_set.name,
-        images=len(image_set),
-        encoding=image_set.encoding,
-        sha256=image_set.fingerprint,
-        paper=sources.paper,
-        published=sources.published,
-        differs=sources.differs,
-        fitted=image_set.fitted,
-        in_training=in_training,
-    )
