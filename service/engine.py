@@ -14,6 +14,7 @@ import numpy as np
 from model_store.bundle import Bundle
 from model_store.networks import NetworkOutput
 from model_store.predictor import Predictions, ScoreVerdicts
+from model_store.runtimes import Runtime
 from model_store.score_specs import ScoreName
 from service.batcher import Batch, Batcher, ClosedError, DropReason, ExpiredError, FullError, Waited
 from service.engine_protocol import Health, Pixels, ScoreVerdict, Verdict
@@ -94,7 +95,6 @@ class LocalEngine:
         self.bundle = bundle
         self._metrics = metrics
         self._stall_s = stall_s
-        self._runtime = bundle.predictor.scorer.runtime
         self._batcher: Batcher[Ask, Verdict] = Batcher(
             sizes=batch_sizes(max_batch_size), max_items=max_queue_images, on_drop=self._dropped
         )
@@ -116,6 +116,10 @@ class LocalEngine:
     def runtime_name(self) -> str:
         """How the network runs."""
         return self._runtime.name
+
+    @property
+    def _runtime(self) -> Runtime:
+        return self.bundle.predictor.scorer.runtime
 
     @property
     def health(self) -> Health:

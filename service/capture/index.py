@@ -1,6 +1,5 @@
 """The index of captured images: Parquet, a file a segment, a row an image."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from datetime import datetime
@@ -31,6 +30,7 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
     ]
 )
+pa.array([], pa.string())  # the first imports pandas where it is there: seconds, that images would wait for
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,10 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
     """Return a Parquet file of the rows, as small as it gets."""
     columns = zip(*map(astuple, rows), strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
-    file = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_arrays(arrays, schema=SCHEMA),
-        file,
-        compression="zstd",
-        write_statistics=False,
-        store_schema=False,
-    )
-    return file.getvalue()
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
+    file = pa.BufferOutputStream()  # a file of Python's would take the interpreter back some forty times
+    pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
+    return file.getvalue().to_pybytes()
 
 
 def read_index(path: Path) -> list[Row]:

@@ -3,6 +3,8 @@
 import errno
 import io
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,6 +172,21 @@ def test_content_that_nobody_foresaw_is_dropped_and_logged(
     write(folder(), [record(0, content=b"no image"), record(1, kind="control")])
     assert (told.drops, told.kept) == ({"write_failed": 1}, {"control": 1})
     assert caplog.records[0].exc_info
+
+
+def test_no_image_waits_for_a_library_to_be_imported() -> None:
+    command = """
+import sys
+import service.capture.writer
+from datetime import UTC, datetime
+from service.capture.index import Row, to_parquet
+before = set(sys.modules)
+row = Row("0.png", "flagged", "m@1", "0", datetime.now(UTC), "r", 0, "c", 1.0, 1.0, "s", 1.0, True, "f", "e", 1)
+to_parquet([row])
+print(sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+    found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no more PAR1", "cut", "other columns"])
