@@ -25,7 +25,7 @@ from training.pipeline import Run
 from training.progress import silent
 from training.run_folder import write_weights
 from training.step import Batch
-from training.trainer import EpochBatches, Stage, train
+from training.trainer import EpochBatches, Stage, Trainer
 
 LEARNING_RATE = 1e-6
 """Random labels are learnt from; this keeps the network where it is."""
@@ -106,7 +106,7 @@ def measure_stage(recipe: Recipe, stage: Stage, device: torch.device, steps: int
         folder=stage.folder / "speed",
     )
     network = NormalisedNetwork(build_network(recipe.network), recipe.preprocess)
-    speeds = [epoch.images_per_s for epoch in train(network, measured, device, silent)]
+    speeds = [epoch.images_per_s for epoch in Trainer(device, silent).train(network, measured)]
     turn_of = [dict(zip(turns.taken[at : at + 2], speeds[at : at + 2], strict=True)) for at in range(0, len(speeds), 2)]
     warm = [Round(**{name: round(speed, 1) for name, speed in entry.items()}) for entry in turn_of[1:]]
     return StageSpeed(stage.name, len(turns.random.images), len(turns), warm)

@@ -10,14 +10,13 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches, mixed_batches
 from training.config import SYNTHETIC, Recipe
 from training.datasets import ImageSet
-from training.distributed import ALONE, Processes
 from training.losses import make_objective
 from training.mining import mined
 from training.objective_spec import BalancedEnergySpec, Margins
 from training.outlier_classes import outlier_pieces, remembered_classes
 from training.pretrain import pretrain_inputs
 from training.run_folder import open_stage, read_weights, require_inputs, weights_sha256
-from training.trainer import Progress, Stage, train_or_load
+from training.trainer import Stage, Trainer
 
 
 def finetune_inputs(recipe: Recipe, train_set: ImageSet, outliers: ImageSet | None, pretrained: Path) -> dict[str, Any]:
@@ -39,9 +38,7 @@ def finetune(
     outliers: ImageSet | None,
     pretrained: Path,
     folder: Path,
-    device: torch.device,
-    progress: Progress,
-    processes: Processes = ALONE,
+    trainer: Trainer,
 ) -> nn.Module:
     """Fine-tune the classifier in the folder `pretrained`, or resume or load what `folder` holds; return it.
 
@@ -52,11 +49,9 @@ def finetune(
         ResumeError: the classifier is not trained, or `folder` holds another recipe's network.
         DivergedError: the loss is not finite.
     """
-    processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
-    inputs = processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
-    return _from_classifier(
-        recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, device, progress, processes
-    )
+    trainer.processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
+    inputs = trainer.processes.first_does(lambda: finetune_inputs(recipe, train_set, outliers, pretrained))
+    return _from_classifier(recipe.settled(), train_set, outliers, pretrained, "finetune", folder, inputs, trainer)
 
 
 def try_margins(
@@ -67,9 +62,7 @@ def try_margins(
     outliers: ImageSet | None,
     pretrained: Path,
     folder: Path,
-    device: torch.device,
-    progress: Progress,
-    processes: Processes = ALONE,
+    trainer: Trainer,
 ) -> nn.Module:
     """Fine-tune with these margins for the epochs of the recipe's selection, without the images of `validation`.
 
@@ -81,14 +74,14 @@ def try_margins(
         ResumeError: the classifier is not trained, or `folder` holds another trial.
         DivergedError: the loss is not finite.
     """
-    processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
+    trainer.processes.first_does(lambda: require_inputs(pretrained, pretrain_inputs(recipe, train_set)))
     trial = recipe.trial(margins)
     inputs = {
-        **processes.first_does(lambda: finetune_inputs(trial, train_set, outliers, pretrained)),
+        **trainer.processes.first_does(lambda: finetune_inputs(trial, train_set, outliers, pretrained)),
         "validation_images": len(validation),
     }
     shown = train_set.without(validation)
-    return _from_classifier(trial, shown, outliers, pretrained, "select", folder, inputs, device, progress, processes)
+    return _from_classifier(trial, shown, outliers, pretrained, "select", folder, inputs, trainer)
 
 
 def _from_classifier(
@@ -99,10 +92,9 @@ def _from_classifier(
     name: str,
     folder: Path,
     inputs: dict[str, Any],
-    device: torch.device,
-    progress: Progress,
-    processes: Processes,
+    trainer: Trainer,
 ) -> nn.Module:
+    device, processes = trainer.device, trainer.processes
     processes.first_does(lambda: open_stage(folder, inputs))  # before anything is kept there
     network, spec = build_network(recipe.network), recipe.finetuning
     processes.first_fills(network, lambda: read_weights(pretrained, network))
@@ -122,7 +114,6 @@ def _from_classifier(
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
-        processes=processes,
     )
-    train_or_load(network, recipe.preprocess, stage, inputs, device, progress)
+    trainer.train_or_load(network, recipe.preprocess, stage, inputs)
     return network

@@ -47,7 +47,7 @@ from training.set_roles import require_one_encoding
 from training.splits import split_validation
 from training.start import start, untuned_figures
 from training.synthetic_outliers import KINDS
-from training.trainer import CHECKPOINT, Progress, read_checkpoint
+from training.trainer import CHECKPOINT, Progress, Trainer, read_checkpoint
 
 START, PRETRAIN, SELECT, FINETUNE, AVERAGE, CALIBRATE, EVALUATE = (
     "start",
@@ -175,15 +175,15 @@ class Run:
         """
         self._require_fit()
         recipe, folder = self.recipe, self.folder / PRETRAIN
-        train_set, processes = self.sets.train, self.processes
+        train_set = self.sets.train
         if recipe.start is None and recipe.weights is None:
-            return pretrain(recipe, train_set, folder, self.device, self.progress, processes)
+            return pretrain(recipe, train_set, folder, self._trainer)
         if recipe.pretrain and not is_done(self._start_folder):
             require_unbegun(folder, self._start_folder)
-        network = processes.first_does(self._begin)
+        network = self.processes.first_does(self._begin)
         if recipe.pretrain is None:
             return network
-        return pretrain(recipe, train_set, folder, self.device, self.progress, processes, network)
+        return pretrain(recipe, train_set, folder, self._trainer, network)
 
     def _begin(self) -> nn.Module:
         recipe, train_set, folder = self.recipe, self.sets.train, self._start_folder
@@ -204,10 +204,8 @@ class Run:
             self.sets.outliers,
             self.folder / PRETRAIN,
             self.folder / SELECT,
-            self.device,
-            self.progress,
+            self._trainer,
             self.say,
-            self.processes,
         )
 
     def finetune(self) -> nn.Module:
@@ -224,9 +222,7 @@ class Run:
             outliers,
             self.folder / PRETRAIN,
             self.folder / FINETUNE,
-            self.device,
-            self.progress,
-            self.processes,
+            self._trainer,
         )
 
     def average(self) -> nn.Module:
@@ -333,6 +329,10 @@ class Run:
     def _start_folder(self) -> Path:
         """Where the network of the bundle is kept: the classifier's own folder, unless that is trained from it."""
         return self.folder / (START if self.recipe.pretrain else PRETRAIN)
+
+    @property
+    def _trainer(self) -> Trainer:
+        return Trainer(self.device, self.progress, self.processes)
 
     @property
     def _selects_margins(self) -> bool:

@@ -10,11 +10,10 @@ from model_store.networks import build_network
 from training.batches import LabelledBatches
 from training.config import Recipe
 from training.datasets import ImageSet
-from training.distributed import ALONE, Processes
 from training.errors import RecipeError
 from training.losses import make_objective
 from training.objective_spec import CrossEntropySpec
-from training.trainer import Progress, Stage, train_or_load
+from training.trainer import Stage, Trainer
 
 
 def pretrain_inputs(recipe: Recipe, train_set: ImageSet) -> dict[str, Any]:
@@ -40,9 +39,7 @@ def pretrain(
     recipe: Recipe,
     train_set: ImageSet,
     folder: Path,
-    device: torch.device,
-    progress: Progress,
-    processes: Processes = ALONE,
+    trainer: Trainer,
     start: nn.Module | None = None,
 ) -> nn.Module:
     """Train `start`, or the recipe's network from scratch; or resume or load it from `folder`. Return it.
@@ -59,12 +56,13 @@ def pretrain(
     stage = Stage(
         name="pretrain",
         objective=make_objective(CrossEntropySpec()),
-        batches=LabelledBatches(train_set, recipe.pretrain.batch_size, recipe.augment, device, processes),
+        batches=LabelledBatches(
+            train_set, recipe.pretrain.batch_size, recipe.augment, trainer.device, trainer.processes
+        ),
         optimisation=recipe.pretrain,
         execution=recipe.execution,
         seed=recipe.seed,
         folder=folder,
-        processes=processes,
     )
-    train_or_load(network, recipe.preprocess, stage, pretrain_inputs(recipe, train_set), device, progress)
+    trainer.train_or_load(network, recipe.preprocess, stage, pretrain_inputs(recipe, train_set))
     return network

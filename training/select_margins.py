@@ -4,20 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from training.config import Recipe
 from training.datasets import ImageSet
-from training.distributed import ALONE, Processes
 from training.errors import ResumeError
 from training.finetune import finetune_inputs, try_margins
 from training.objective_spec import Margins
 from training.run_folder import open_stage, require_inputs, write_json
 from training.selection import Choice, ValidationSets, select
 from training.splits import split_validation
-from training.trainer import Progress
+from training.trainer import Trainer
 
 CHOICE = "choice.json"
 
@@ -28,10 +25,8 @@ def select_margins(
     outliers: ImageSet | None,
     pretrained: Path,
     folder: Path,
-    device: torch.device,
-    progress: Progress,
+    trainer: Trainer,
     say: Callable[[str], None],
-    processes: Processes = ALONE,
 ) -> Choice:
     """Fine-tune the classifier a little with each pair of margins, and choose the pair that validates best.
 
@@ -44,42 +39,32 @@ def select_margins(
         outliers: None if they are made of the training images.
         pretrained: the classifier's folder.
         folder: the selection's own.
-        device: where to train.
-        progress: watches each trial.
-        say: is told which.
-        processes: those that train each trial together; the first one's choice holds.
+        trainer: trains each trial; the choice of the first of its processes holds.
+        say: is told which margins are tried.
 
     Raises:
         DataError: there are too few training images to hold any out.
         ResumeError: the classifier is not trained, or `folder` holds another recipe's selection.
         DivergedError: a trial's loss is not finite.
     """
-    if made := processes.first_does(lambda: _made(folder, _inputs(recipe, train_set, outliers, pretrained))):
+    if made := trainer.processes.first_does(lambda: _made(folder, _inputs(recipe, train_set, outliers, pretrained))):
         return made
     held_out = split_validation(train_set, recipe.selection.validation_images, recipe.seed)[1]
 
     def trial(margins: Margins) -> Scorer:
         say(f"trying margins {margins}")
-        network = try_margins(
-            recipe,
-            margins,
-            train_set,
-            held_out,
-            outliers,
-            pretrained,
-            folder / str(margins),
-            device,
-            progress,
-            processes,
+        place = folder / str(margins)
+        network = try_margins(recipe, margins, train_set, held_out, outliers, pretrained, place, trainer)
+        return Scorer(
+            TorchRuntime(network, recipe.preprocess, device=trainer.device), recipe.preprocess, temperature=1.0
         )
-        return Scorer(TorchRuntime(network, recipe.preprocess, device=device), recipe.preprocess, temperature=1.0)
 
     def deferred(margins: Margins) -> Callable[[], Scorer]:
         return lambda: trial(margins)
 
     sets = ValidationSets(held_out.images, held_out.labels, recipe.seed)
     choice = select({str(margins): deferred(margins) for margins in recipe.selection.pairs}, sets)
-    return processes.first_does(lambda: _kept(folder, choice))
+    return trainer.processes.first_does(lambda: _kept(folder, choice))
 
 
 def chosen_margins(

@@ -77,7 +77,7 @@ class Epoch(Figures):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: what is minimised, over which batches, how, where its results go, in which processes."""
+    """One stage of training: what is minimised, over which batches, how, and where its results go."""
 
     name: str
     objective: Objective
@@ -86,7 +86,6 @@ class Stage:
     execution: ExecutionSpec
     seed: int
     folder: Path
-    processes: Processes = ALONE
 
     @property
     def checkpoint(self) -> Path:
@@ -102,66 +101,117 @@ class Progress(Protocol):
         ...
 
 
-def train_or_load(
-    network: nn.Module,
-    preprocess: PreprocessSpec,
-    stage: Stage,
-    inputs: dict[str, Any],
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Bring `network` to the end of a stage, in place: load its weights if it is done, else train or resume.
+@dataclass(frozen=True)
+class Trainer:
+    """Trains networks, whatever their stage: where, before whose eyes, and in which processes together."""
 
-    inputs: all that the weights depend on, kept in the stage's folder.
+    device: torch.device
+    progress: Progress
+    processes: Processes = ALONE
 
-    Raises:
-        ResumeError: the folder was begun from other inputs.
-        DivergedError: the loss is not finite.
-    """
-    if stage.processes.first_does(lambda: _is_done(stage.folder, inputs)):
-        stage.processes.first_fills(network, lambda: read_weights(stage.folder, network))
-        return
-    history = train(NormalisedNetwork(network, preprocess), stage, device, progress)
-    stage.processes.first_does(lambda: _finish(stage.folder, network, history))
+    def train_or_load(
+        self, network: nn.Module, preprocess: PreprocessSpec, stage: Stage, inputs: dict[str, Any]
+    ) -> None:
+        """Bring `network` to the end of a stage, in place: load its weights if it is done, else train or resume.
 
+        inputs: all that the weights depend on, kept in the stage's folder.
 
-def train(network: nn.Module, stage: Stage, device: torch.device, progress: Progress) -> list[Epoch]:
-    """Train `network` (uint8 pixels to logits) in place, from the checkpoint if there is one; return all epochs.
+        Raises:
+            ResumeError: the folder was begun from other inputs.
+            DivergedError: the loss is not finite.
+        """
+        if self.processes.first_does(lambda: _is_done(stage.folder, inputs)):
+            self.processes.first_fills(network, lambda: read_weights(stage.folder, network))
+            return
+        history = self.train(NormalisedNetwork(network, preprocess), stage)
+        self.processes.first_does(lambda: _finish(stage.folder, network, history))
 
-    Each epoch draws from generators seeded by (seed, stage, epoch), so a resumed run ends in the same weights.
+    def train(self, network: nn.Module, stage: Stage) -> list[Epoch]:
+        """Train `network` (uint8 pixels to logits) in place, from the checkpoint if there is one; return all epochs.
 
-    Raises:
-        DivergedError: the loss is not finite; the checkpoint of the last whole epoch stays.
-    """
-    forbid_tf32()
-    network.to(device).to(memory_format=torch.channels_last).train()
-    spec = stage.optimisation
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        spec.learning_rate,
-        spec.momentum,
-        weight_decay=spec.weight_decay,
-        nesterov=True,
-        fused=device.type == "cuda",
-    )
-    average = AveragedModel(network) if spec.averaged_epochs else None
-    history = _restore(stage, network, optimizer, average)
-    take_step = make_step(network, stage.objective, stage.execution, stage.processes, device)
-    for epoch in range(len(history), spec.epochs):
-        averaging = average if epoch >= spec.epochs - (spec.averaged_epochs or 0) else None
-        finished = _train_epoch(network, take_step, optimizer, averaging, stage, epoch, device, progress)
-        history.append(finished)
-        stage.processes.first_does(lambda: _keep(stage, network, optimizer, average, history))
-        progress(stage, epoch, len(stage.batches), finished)
-    if average is not None:
-        _take_average(network, average, stage, device)
-    return history
+        Each epoch draws from generators seeded by (seed, stage, epoch), so a resumed run ends in the same weights.
 
+        Raises:
+            DivergedError: the loss is not finite; the checkpoint of the last whole epoch stays.
+        """
+        forbid_tf32()
+        network.to(self.device).to(memory_format=torch.channels_last).train()
+        spec = stage.optimisation
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            spec.learning_rate,
+            spec.momentum,
+            weight_decay=spec.weight_decay,
+            nesterov=True,
+            fused=self.device.type == "cuda",
+        )
+        average = AveragedModel(network) if spec.averaged_epochs else None
+        history = self._restore(stage, network, optimizer, average)
+        take_step = make_step(network, stage.objective, stage.execution, self.processes, self.device)
+        for epoch in range(len(history), spec.epochs):
+            averaging = average if epoch >= spec.epochs - (spec.averaged_epochs or 0) else None
+            finished = self._train_epoch(network, take_step, optimizer, averaging, stage, epoch)
+            history.append(finished)
+            self.processes.first_does(lambda: _keep(stage, network, optimizer, average, history))
+            self.progress(stage, epoch, len(stage.batches), finished)
+        if average is not None:
+            self._take_average(network, average, stage)
+        return history
 
-def _take_average(network: nn.Module, average: AveragedModel, stage: Stage, device: torch.device) -> None:
-    """Give `network` the mean weights, and batch-norm statistics measured with them: those of no step would fit."""
-    network.load_state_dict(average.module.state_dict())
-    measure_batch_norm(network, stage.batches, _seed_epoch(stage, stage.optimisation.epochs, device))
+    def _take_average(self, network: nn.Module, average: AveragedModel, stage: Stage) -> None:
+        """Give `network` the mean weights, and batch-norm statistics measured with them: those of no step would fit."""
+        network.load_state_dict(average.module.state_dict())
+        measure_batch_norm(network, stage.batches, self._seed_epoch(stage, stage.optimisation.epochs))
+
+    def _train_epoch(
+        self,
+        network: nn.Module,
+        take_step: Step,
+        optimizer: torch.optim.Optimizer,
+        averaging: AveragedModel | None,
+        stage: Stage,
+        epoch: int,
+    ) -> Epoch:
+        generator = self._seed_epoch(stage, epoch)
+        running = _Running(self.device)
+        spec, steps = stage.optimisation, len(stage.batches)
+        for step, batch in enumerate(stage.batches(generator)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec)
+            output = take_step(batch)
+            optimizer.step()
+            if averaging is not None and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
+                averaging.update_parameters(network)
+            running.add(output.loss, output.logits, batch.labels)
+            if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
+                self.processes.first_does(lambda: _check_finite(running, stage, epoch))
+                self.progress(stage, epoch, step, running.figures())
+        figures = running.figures()
+        seconds = running.images / figures.images_per_s
+        return Epoch(epoch=epoch, seconds=seconds, hardware=hardware(self.device), **asdict(figures))
+
+    def _seed_epoch(self, stage: Stage, epoch: int) -> Generator:
+        """Seed dropout, and return the generator of order and augmentation, for this epoch of this stage alone."""
+        digest = hashlib.sha256(f"{stage.seed}/{stage.name}/{epoch}".encode()).digest()
+        mixed = int.from_bytes(digest[:8], "big") >> 1
+        torch.manual_seed(self.processes.own_seed(mixed))
+        return Generator(self.device).manual_seed(mixed)
+
+    def _restore(
+        self, stage: Stage, network: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+    ) -> list[Epoch]:
+        state = self.processes.first_does(lambda: read_checkpoint(stage.checkpoint))
+        if state is None:
+            return []
+        try:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            if average is not None:
+                average.load_state_dict(state["average"])
+            require_finite(stage.checkpoint, state["network"])
+            return [Epoch(**epoch) for epoch in state["history"]]
+        except (KeyError, RuntimeError, TypeError, ValueError) as err:
+            raise _no_checkpoint(stage.checkpoint, err) from err
 
 
 def measure_batch_norm(network: nn.Module, batches: EpochBatches, generator: Generator) -> None:
@@ -176,35 +226,6 @@ def learning_rate(step: int, steps: int, spec: OptimisationSpec) -> float:
         return spec.learning_rate
     cosine = (1 + math.cos(math.pi * step / steps)) / 2
     return FINAL_LEARNING_RATE + (spec.learning_rate - FINAL_LEARNING_RATE) * cosine
-
-
-def _train_epoch(
-    network: nn.Module,
-    take_step: Step,
-    optimizer: torch.optim.Optimizer,
-    averaging: AveragedModel | None,
-    stage: Stage,
-    epoch: int,
-    device: torch.device,
-    progress: Progress,
-) -> Epoch:
-    generator = _seed_epoch(stage, epoch, device)
-    running = _Running(device)
-    spec, steps = stage.optimisation, len(stage.batches)
-    for step, batch in enumerate(stage.batches(generator)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch * steps + step, spec.epochs * steps, spec)
-        output = take_step(batch)
-        optimizer.step()
-        if averaging is not None and (step % AVERAGE_EVERY_STEPS == 0 or step == steps - 1):
-            averaging.update_parameters(network)
-        running.add(output.loss, output.logits, batch.labels)
-        if step % CHECK_EVERY_STEPS == 0 or step == steps - 1:
-            stage.processes.first_does(lambda: _check_finite(running, stage, epoch))
-            progress(stage, epoch, step, running.figures())
-    figures = running.figures()
-    seconds = running.images / figures.images_per_s
-    return Epoch(epoch=epoch, seconds=seconds, hardware=hardware(device), **asdict(figures))
 
 
 class _Running:
@@ -264,14 +285,6 @@ def _diverged(what: str, stage: Stage, epoch: int) -> DivergedError:
     )
 
 
-def _seed_epoch(stage: Stage, epoch: int, device: torch.device) -> Generator:
-    """Seed dropout, and return the generator of order and augmentation, for this epoch of this stage alone."""
-    digest = hashlib.sha256(f"{stage.seed}/{stage.name}/{epoch}".encode()).digest()
-    mixed = int.from_bytes(digest[:8], "big") >> 1
-    torch.manual_seed(stage.processes.own_seed(mixed))
-    return Generator(device).manual_seed(mixed)
-
-
 def _save(
     path: Path,
     network: nn.Module,
@@ -304,23 +317,6 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
         return state
     except (EOFError, OSError, RuntimeError, UnpicklingError, ValueError) as err:
         raise _no_checkpoint(path, err) from err
-
-
-def _restore(
-    stage: Stage, network: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
-) -> list[Epoch]:
-    state = stage.processes.first_does(lambda: read_checkpoint(stage.checkpoint))
-    if state is None:
-        return []
-    try:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        require_finite(stage.checkpoint, state["network"])
-        return [Epoch(**epoch) for epoch in state["history"]]
-    except (KeyError, RuntimeError, TypeError, ValueError) as err:
-        raise _no_checkpoint(stage.checkpoint, err) from err
 
 
 def _no_checkpoint(path: Path, err: Exception) -> ResumeError:

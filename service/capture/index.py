@@ -66,7 +66,7 @@ def to_parquet(rows: Sequence[Row]) -> bytes:
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     file = pa.BufferOutputStream()  # a file of Python's would take the interpreter back some forty times
     pq.write_table(table, file, compression="zstd", write_statistics=False, store_schema=False)
-    return file.getvalue().to_pybytes()
+    return bytes(file.getvalue())
 
 
 def read_index(path: Path) -> list[Row]:

@@ -26,7 +26,7 @@ from training.distributed import Processes, with_shared_batch_norm
 from training.errors import DataError, RecipeError
 from training.pipeline import Run
 from training.progress import silent
-from training.trainer import Figures, Stage, train
+from training.trainer import Figures, Stage, Trainer
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
@@ -70,7 +70,7 @@ def alone(
 ) -> tuple[nn.Module, list[Any]]:
     network = frozen_network(preprocess)
     stage = energy_stage(tmp_path_factory.mktemp("alone"), train_set, outliers, Processes())
-    return network, train(network, stage, CPU, silent)
+    return network, Trainer(CPU, silent).train(network, stage)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_checkpoint_of_two_processes_is_finished_by_one(
         epochs.add(epoch)
 
     network = frozen_network(preprocess)
-    train(network, energy_stage(out / "cut", train_set, outliers, Processes()), CPU, watch)
+    Trainer(CPU, watch).train(network, energy_stage(out / "cut", train_set, outliers, Processes()))
     assert epochs == {1}
     _assert_close(network.state_dict(), alone[0].state_dict())
 

@@ -30,7 +30,7 @@ from training.run_folder import exclusive, open_stage
 from training.stage_specs import ExecutionSpec, MiningSpec, OptimisationSpec
 from training.step import Batch
 from training.synthetic_outliers import KINDS
-from training.trainer import Figures, Stage, learning_rate, read_checkpoint, train
+from training.trainer import Figures, Stage, Trainer, learning_rate, read_checkpoint
 
 CPU = torch.device("cpu")
 PLAIN = AugmentSpec(flip=False, crop_padding=0)
@@ -77,8 +77,8 @@ def _equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> b
 @pytest.fixture(scope="module")
 def uninterrupted(recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    pretrain(recipe, few, folder / "pretrain", CPU, silent)
-    finetune(recipe, few, outliers, folder / "pretrain", folder / "finetune", CPU, silent)
+    pretrain(recipe, few, folder / "pretrain", Trainer(CPU, silent))
+    finetune(recipe, few, outliers, folder / "pretrain", folder / "finetune", Trainer(CPU, silent))
     return folder
 
 
@@ -87,13 +87,13 @@ def test_killed_pretraining_resumes_to_the_same_weights(
     recipe: Recipe, few: ImageSet, uninterrupted: Path, tmp_path: Path, epoch: int, step: int
 ) -> None:
     with pytest.raises(KilledError):
-        pretrain(recipe, few, tmp_path, CPU, _kill_at(epoch, step))
+        pretrain(recipe, few, tmp_path, Trainer(CPU, _kill_at(epoch, step)))
     seen = set()
 
     def watch(stage: Stage, at_epoch: int, at_step: int, figures: Figures) -> None:
         seen.add(at_epoch)
 
-    pretrain(recipe, few, tmp_path, CPU, watch)
+    pretrain(recipe, few, tmp_path, Trainer(CPU, watch))
     assert seen == set(range(epoch + (step == 4), 3))  # after step 4 of 4 the epoch is on disk
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
 
@@ -102,8 +102,8 @@ def test_killed_finetuning_resumes_to_the_same_weights(
     recipe: Recipe, few: ImageSet, outliers: ImageSet, uninterrupted: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KilledError):
-        finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(1, 0))
-    finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
+        finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, Trainer(CPU, _kill_at(1, 0)))
+    finetune(recipe, few, outliers, uninterrupted / "pretrain", tmp_path, Trainer(CPU, silent))
     assert _equal(_weights(tmp_path), _weights(uninterrupted / "finetune"))
 
 
@@ -112,7 +112,7 @@ def test_training_is_in_float32_whatever_ran_in_the_process_before(
 ) -> None:
     """TF32, cuDNN's default, is off for the process once a bundle has run; a resumed stage would go on otherwise."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    pretrain(recipe, few, tmp_path, CPU, silent)
+    pretrain(recipe, few, tmp_path, Trainer(CPU, silent))
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -136,7 +136,7 @@ def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
 
     hook = register_optimizer_step_post_hook(take)
     try:
-        network = pretrain(averaged, few, tmp_path, CPU, silent)
+        network = pretrain(averaged, few, tmp_path, Trainer(CPU, silent))
     finally:
         hook.remove()
     steps = len(taken) // 3
@@ -151,10 +151,10 @@ def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(
 
 def test_killed_averaging_resumes_to_the_same_weights(recipe: Recipe, few: ImageSet, tmp_path: Path) -> None:
     averaged = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"averaged_epochs": 2})})
-    whole = pretrain(averaged, few, tmp_path / "whole", CPU, silent)
+    whole = pretrain(averaged, few, tmp_path / "whole", Trainer(CPU, silent))
     with pytest.raises(KilledError):
-        pretrain(averaged, few, tmp_path / "killed", CPU, _kill_at(2, 0))
-    pretrain(averaged, few, tmp_path / "killed", CPU, silent)
+        pretrain(averaged, few, tmp_path / "killed", Trainer(CPU, _kill_at(2, 0)))
+    pretrain(averaged, few, tmp_path / "killed", Trainer(CPU, silent))
     assert _equal(whole.state_dict(), _weights(tmp_path / "killed"))
 
 
@@ -171,7 +171,7 @@ def test_killed_balanced_mined_and_synthetic_finetuning_resumes_to_the_same_weig
 ) -> None:
     def tune(name: str, progress=silent) -> dict[str, torch.Tensor]:
         tuned = _tuned(recipe, **BALANCED)
-        finetune(tuned, few, None, uninterrupted / "pretrain", tmp_path / name, CPU, progress)
+        finetune(tuned, few, None, uninterrupted / "pretrain", tmp_path / name, Trainer(CPU, progress))
         return _weights(tmp_path / name)
 
     with pytest.raises(KilledError):
@@ -184,7 +184,7 @@ def test_outlier_classes_are_the_starting_networks_and_remembered(
 ) -> None:
     tuned = _tuned(recipe, epochs=1, **BALANCED)
     with pytest.raises(KilledError):
-        finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, _kill_at(0, 0))
+        finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, Trainer(CPU, _kill_at(0, 0)))
     network = build_network(recipe.network)
     network.load_state_dict(_weights(uninterrupted / "pretrain"))
     with torch.inference_mode():
@@ -193,8 +193,8 @@ def test_outlier_classes_are_the_starting_networks_and_remembered(
     assert counts == torch.bincount(logits.argmax(dim=1), minlength=10).tolist()
     assert len(set(counts)) > 2  # uneven, so that remembering others makes a difference
     (tmp_path / "outlier_classes.json").write_text(json.dumps([*counts[1:], counts[0]]))
-    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, CPU, silent)
-    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path / "whole", CPU, silent)
+    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path, Trainer(CPU, silent))
+    finetune(tuned, few, outliers, uninterrupted / "pretrain", tmp_path / "whole", Trainer(CPU, silent))
     assert not _equal(_weights(tmp_path), _weights(tmp_path / "whole"))
 
 
@@ -215,26 +215,26 @@ def test_folder_from_before_there_was_a_key_goes_on(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_other_weights(recipe: Recipe, few: ImageSet, uninterrupted: Path, tmp_path: Path) -> None:
-    pretrain(recipe.model_copy(update={"seed": 1}), few, tmp_path, CPU, silent)
+    pretrain(recipe.model_copy(update={"seed": 1}), few, tmp_path, Trainer(CPU, silent))
     assert not _equal(_weights(tmp_path), _weights(uninterrupted / "pretrain"))
 
 
 def test_finished_stage_is_loaded_not_repeated(recipe: Recipe, few: ImageSet, uninterrupted: Path) -> None:
-    network = pretrain(recipe, few, uninterrupted / "pretrain", CPU, _kill_at(0, 0))
+    network = pretrain(recipe, few, uninterrupted / "pretrain", Trainer(CPU, _kill_at(0, 0)))
     assert _equal(network.state_dict(), _weights(uninterrupted / "pretrain"))
 
 
 def test_folder_of_another_recipe_is_refused(recipe: Recipe, few: ImageSet, uninterrupted: Path) -> None:
     other = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"learning_rate": 0.2})})
     with pytest.raises(ResumeError, match=r"pretrain\.learning_rate = 0\.1, now 0\.2"):
-        pretrain(other, few, uninterrupted / "pretrain", CPU, silent)
+        pretrain(other, few, uninterrupted / "pretrain", Trainer(CPU, silent))
 
 
 def test_finetuning_before_pretraining_is_refused(
     recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path: Path
 ) -> None:
     with pytest.raises(ResumeError, match="run the stage pretrain first"):
-        finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", CPU, silent)
+        finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", Trainer(CPU, silent))
 
 
 class Linear(nn.Module):
@@ -270,7 +270,7 @@ def _stage(folder: Path, objective, batches, **optimisation: float) -> Stage:
 
 def test_steps_are_nesterov_sgd_with_weight_decay_on_a_cosine(tmp_path: Path) -> None:
     network = Linear()
-    train(network, _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(3)), CPU, silent)
+    Trainer(CPU, silent).train(network, _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(3)))
     weight, velocity = [1.0, -1.0], [0.0, 0.0]
     for step in range(3):
         rate = 1e-6 + (0.1 - 1e-6) * (1 + math.cos(math.pi * step / 3)) / 2
@@ -296,7 +296,7 @@ def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_checkpoint(tm
         return output.logits.sum() * (math.nan if len(calls) == 47 else 1.0)  # step 6 of the second epoch of 40
 
     with pytest.raises(DivergedError, match=r"not finite at step 6 of epoch 2.*epoch 1 stays at .*checkpoint\.pt"):
-        train(Linear(), _stage(tmp_path, objective, OneBatch(40), epochs=3), CPU, silent)
+        Trainer(CPU, silent).train(Linear(), _stage(tmp_path, objective, OneBatch(40), epochs=3))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len(state["history"]) == 1
     assert torch.isfinite(state["network"]["weight"]).all()
@@ -311,7 +311,7 @@ def test_weights_that_the_last_step_blew_up_do_not_replace_the_checkpoint(tmp_pa
         return (output.logits.sum() * 0).sqrt() if len(calls) == 10 else output.logits.sum()
 
     with pytest.raises(DivergedError, match=r"weight is not finite after the last step of epoch 2"):
-        train(Linear(), _stage(tmp_path, objective, OneBatch(5), epochs=3), CPU, silent)
+        Trainer(CPU, silent).train(Linear(), _stage(tmp_path, objective, OneBatch(5), epochs=3))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert len(state["history"]) == 1
     assert torch.isfinite(state["network"]["weight"]).all()
@@ -332,7 +332,7 @@ def test_checkpoint_takes_the_last_ones_place_when_it_is_safe_on_disk(
         epochs.append((len(kept["history"]) if kept else 0, len(incoming["history"])))
 
     monkeypatch.setattr("os.fsync", watched)
-    train(Linear(), stage, CPU, silent)
+    Trainer(CPU, silent).train(Linear(), stage)
     assert epochs == [(0, 1), (1, 2)]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
@@ -348,7 +348,7 @@ def test_checkpoint_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_p
 
     try:
         with pytest.raises(OutputError, match=rf"^{stage.checkpoint} cannot be written \(File too large\); make room"):
-            train(Linear(), stage, CPU, fill)
+            Trainer(CPU, fill).train(Linear(), stage)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     kept = read_checkpoint(stage.checkpoint)
@@ -360,7 +360,7 @@ def test_checkpoint_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_p
 def test_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(ResumeError, match=r"checkpoint\.pt is no checkpoint"):
-        train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1)), CPU, silent)
+        Trainer(CPU, silent).train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1)))
 
 
 def test_stage_that_holds_weights_that_are_not_finite_is_refused(
@@ -373,20 +373,20 @@ def test_stage_that_holds_weights_that_are_not_finite_is_refused(
     save_file(weights, path)
     message = rf"{path}: 2 of 432 values of stem\.weight are not finite; remove the folder {path.parent}"
     with pytest.raises(WeightsError, match=message):
-        pretrain(recipe, few, path.parent, CPU, silent)
+        pretrain(recipe, few, path.parent, Trainer(CPU, silent))
     (tmp_path / "run/finetune/inputs.json").unlink()
     with pytest.raises(WeightsError, match=message):
-        finetune(recipe, few, outliers, path.parent, tmp_path / "run/finetune", CPU, silent)
+        finetune(recipe, few, outliers, path.parent, tmp_path / "run/finetune", Trainer(CPU, silent))
 
 
 def test_checkpoint_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     stage = _stage(tmp_path, lambda output, _: output.logits.sum(), OneBatch(1), epochs=2)
-    train(Linear(), stage, CPU, silent)
+    Trainer(CPU, silent).train(Linear(), stage)
     state = torch.load(stage.checkpoint, weights_only=True)
     state["network"]["weight"][0, 1] = math.nan
     torch.save(state, stage.checkpoint)
     with pytest.raises(WeightsError, match=r"checkpoint\.pt: 1 of 2 values of weight are not finite"):
-        train(Linear(), stage, CPU, silent)
+        Trainer(CPU, silent).train(Linear(), stage)
 
 
 def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
@@ -400,13 +400,15 @@ def test_run_folder_takes_one_process_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
 def test_stages_run_on_cuda(recipe: Recipe, few: ImageSet, outliers: ImageSet, tmp_path: Path, name: str) -> None:
     device = torch.device(name)
-    pretrain(recipe, few, tmp_path / "pretrain", device, silent)
-    finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", device, silent)
+    pretrain(recipe, few, tmp_path / "pretrain", Trainer(device, silent))
+    finetune(recipe, few, outliers, tmp_path / "pretrain", tmp_path / "finetune", Trainer(device, silent))
     assert all(torch.isfinite(value).all() for value in _weights(tmp_path / "finetune").values())
 
 
 def test_history_counts_what_was_trained(tmp_path: Path) -> None:
-    history = train(Linear(), _stage(tmp_path, lambda output, _: output.logits.sum() * 0 + 2, OneBatch(4)), CPU, silent)
+    history = Trainer(CPU, silent).train(
+        Linear(), _stage(tmp_path, lambda output, _: output.logits.sum() * 0 + 2, OneBatch(4))
+    )
     assert (history[0].epoch, history[0].loss) == (0, 2.0)
     assert history[0].accuracy == 0.5  # logits (1, -1) are class 0 for both; the labels are 0 and 1
     assert history[0].images_per_s * history[0].seconds == pytest.approx(8)
@@ -484,7 +486,7 @@ def test_compiled_step_trains_as_the_eager_one(recipe: Recipe, train_set: ImageS
         }
     )
     compiled = once.model_copy(update={"execution": ExecutionSpec(precision="float32", compile=True)})
-    eager = pretrain(once, train_set, tmp_path / "eager", CPU, silent)
-    other = pretrain(compiled, train_set, tmp_path / "compiled", CPU, silent)
+    eager = pretrain(once, train_set, tmp_path / "eager", Trainer(CPU, silent))
+    other = pretrain(compiled, train_set, tmp_path / "compiled", Trainer(CPU, silent))
     for key, value in eager.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-3, atol=1e-4)

@@ -26,7 +26,7 @@ from training.objective_spec import EnergyBoundedSpec
 from training.pretrain import pretrain
 from training.progress import silent
 from training.stage_specs import ExecutionSpec, OptimisationSpec
-from training.trainer import Figures, Stage, train
+from training.trainer import Figures, Stage, Trainer
 
 CPU = torch.device("cpu")
 PLAIN = AugmentSpec(flip=False, crop_padding=0)
@@ -66,7 +66,6 @@ def energy_stage(folder: Path, train_set: ImageSet, outliers: ImageSet, processe
         execution=ExecutionSpec(precision="float32"),
         seed=0,
         folder=folder,
-        processes=processes,
     )
 
 
@@ -89,9 +88,11 @@ def attempt(action: Callable[[], Any]) -> str:
 
 def exact(out: Path, train_set: ImageSet, outliers: ImageSet, preprocess: PreprocessSpec, processes: Processes) -> dict:
     network = frozen_network(preprocess)
-    history = train(network, energy_stage(out / "exact", train_set, outliers, processes), CPU, silent)
+    history = Trainer(CPU, silent, processes).train(
+        network, energy_stage(out / "exact", train_set, outliers, processes)
+    )
     cut = energy_stage(out / "cut", train_set, outliers, processes)
-    killed = attempt(lambda: train(frozen_network(preprocess), cut, CPU, kill_at(1, 0)))
+    killed = attempt(lambda: Trainer(CPU, kill_at(1, 0), processes).train(frozen_network(preprocess), cut))
     return {"weights": network.state_dict(), "history": history, "killed": killed}
 
 
@@ -111,11 +112,13 @@ def every_draw(tiny: Recipe) -> Recipe:
 def stages(out: Path, recipe: Recipe, train_set: ImageSet, outliers: ImageSet, processes: Processes) -> dict:
     """Both stages whole, and pre-training killed and resumed; each process is told another folder."""
     whole, cut = out / f"whole-{processes.rank}", out / f"cut-{processes.rank}"
-    pretrained = pretrain(recipe, train_set, whole / "pretrain", CPU, silent, processes)
-    tuned = finetune(recipe, train_set, outliers, whole / "pretrain", whole / "finetune", CPU, silent, processes)
-    killed = attempt(lambda: pretrain(recipe, train_set, cut, CPU, kill_at(1, 0), processes))
-    resumed = pretrain(recipe, train_set, cut, CPU, silent, processes)
-    loaded = pretrain(recipe, train_set, whole / "pretrain", CPU, kill_at(0, 0), processes)
+    pretrained = pretrain(recipe, train_set, whole / "pretrain", Trainer(CPU, silent, processes))
+    tuned = finetune(
+        recipe, train_set, outliers, whole / "pretrain", whole / "finetune", Trainer(CPU, silent, processes)
+    )
+    killed = attempt(lambda: pretrain(recipe, train_set, cut, Trainer(CPU, kill_at(1, 0), processes)))
+    resumed = pretrain(recipe, train_set, cut, Trainer(CPU, silent, processes))
+    loaded = pretrain(recipe, train_set, whole / "pretrain", Trainer(CPU, kill_at(0, 0), processes))
     networks = {"pretrained": pretrained, "tuned": tuned, "resumed": resumed, "loaded": loaded}
     return {"killed": killed, "networks": {name: network.state_dict() for name, network in networks.items()}}
 
@@ -174,14 +177,13 @@ def failures(out: Path, train_set: ImageSet, processes: Processes) -> dict:
         ExecutionSpec(precision="float32"),
         0,
         out / f"bad-{processes.rank}",
-        processes,
     )
     return {
         "first": attempt(lambda: processes.first_does(lambda: fail_in(0))),
         "each": attempt(lambda: processes.each_does(lambda: fail_in(1))),
         "same": attempt(lambda: processes.require_same("it", "alike")),
         "different": attempt(lambda: processes.require_same("it", str(processes.rank))),
-        "not finite": attempt(lambda: train(NotFiniteInSecond(), stage, CPU, silent)),
+        "not finite": attempt(lambda: Trainer(CPU, silent, processes).train(NotFiniteInSecond(), stage)),
     }
 
 

@@ -30,7 +30,7 @@ from training.reproduce.methods import CLASSIFIER, slug
 from training.reproduce.size import Size
 from training.run_folder import is_done, open_stage, weights_sha256, write_bytes
 from training.stage_specs import FinetuneSpec
-from training.trainer import Progress
+from training.trainer import Progress, Trainer
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Lab:
         """
         self._announce(CLASSIFIER)
         recipe = self._recipe(_any_plan(self.setting.size))
-        network = pretrain(recipe, self.train, self.folder / CLASSIFIER, self.device, self.progress)
+        network = pretrain(recipe, self.train, self.folder / CLASSIFIER, self._trainer)
         return self._trained(network, CLASSIFIER)
 
     def fine_tuned(self, name: str, plan: FinetunePlan) -> TrainedNetwork:
@@ -128,10 +128,13 @@ class Lab:
             None if plan.synthetic else self.outliers,
             self.folder / CLASSIFIER,
             self.folder / slug(name),
-            self.device,
-            self.progress,
+            self._trainer,
         )
         return self._trained(network, name)
+
+    @property
+    def _trainer(self) -> Trainer:
+        return Trainer(self.device, self.progress)
 
     def _trained(self, network: nn.Module, name: str) -> TrainedNetwork:
         rows = stratified_rows(self.train.labels, self.setting.size.fit_images, self.seed)
