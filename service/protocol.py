@@ -33,8 +33,8 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0
 
 
 @dataclass
-class _Held:
-    """A request that is not served yet, for its body is not here."""
+class _Request:
+    """A request whose head is here: what answers it, by which application, and what waits for its body."""
 
     cycle: RequestResponseCycle
     app: ASGI3Application
@@ -56,9 +56,8 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._admission = admission
         self._turning_away = turning_away
-        self._held: _Held | None = None
-        self._served: Arrival | None = None
-        self._answering: RequestResponseCycle | None = None
+        self._held: _Request | None = None
+        self._serving: _Request | None = None
         self._is_receiving = False
         self._bytes_beside_bodies = 0
         self._in_head = True
@@ -75,14 +74,14 @@ class Protocol(HttpToolsProtocol):
         """Stop the clocks and tell who serves; a client that has left in its body is served, and so counted."""
         self._stop_clock()
         self._stop_waiting_for_its_reading()
-        if self._answering is not None:  # the protocol below tells the last request of a pipeline alone
-            self._answering.disconnected = not self._answering.response_complete
-            self._answering.message_event.set()
+        if self._serving is not None:  # the protocol below tells the last request of a pipeline alone
+            self._serving.cycle.disconnected = not self._serving.cycle.response_complete
+            self._serving.cycle.message_event.set()
         super().connection_lost(exc)
         if self._held is not None:
             self._serve_held()
-        if self._served is not None:
-            self._served.leave()
+        if self._serving is not None:
+            self._serving.arrival.leave()
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and give up on what grows without end."""
@@ -145,11 +144,11 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         """Hold a request until its body is here, or is not to be waited for."""
-        self._held = _Held(cycle, app, Arrival())
+        self._held = _Request(cycle, app, Arrival())
         if not self._is_receiving:  # later: a pipeline of requests that are all turned away would recurse
             self.loop.call_soon(self._consider, self._held)
 
-    def _consider(self, held: "_Held") -> None:
+    def _consider(self, held: "_Request") -> None:
         cycle = held.cycle
         if held is not self._held:
             return
@@ -163,8 +162,8 @@ class Protocol(HttpToolsProtocol):
         elif held.timer is None:
             held.timer = self.loop.call_later(WHOLE_S, self._serve_held)
 
-    def _release(self) -> "_Held":
-        held, self._held = cast("_Held", self._held), None
+    def _release(self) -> "_Request":
+        held, self._held = cast("_Request", self._held), None
         if held.timer is not None:
             held.timer.cancel()
         return held
@@ -175,7 +174,7 @@ class Protocol(HttpToolsProtocol):
         self._announce(held)
         super()._start_asgi_task(held.cycle, held.app)
 
-    def _serve(self, held: _Held) -> None:
+    def _serve(self, held: _Request) -> None:
         self._announce(held)
         task = self.loop.create_task(held.cycle.run_asgi(held.app))
         self.tasks.add(task)
@@ -185,9 +184,9 @@ class Protocol(HttpToolsProtocol):
         self.tasks.discard(task)
         self._admission.leave()
 
-    def _announce(self, held: _Held) -> None:
+    def _announce(self, held: _Request) -> None:
         announce(held.cycle.scope, held.arrival)
-        self._served, self._answering = held.arrival, held.cycle
+        self._serving = held
 
     def _turn_away(self, cycle: RequestResponseCycle) -> None:
         reads = not self.flow.write_paused  # else refusals would pile up
