@@ -13,7 +13,10 @@ def timm_classifier(name: str, num_classes: int) -> CutClassifier:
     """
     if not timm.is_model(name):
         raise ValueError(f"timm has no classifier {name!r}")
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError as err:  # of a tag that this version of timm does not know, as in resnet18.nosuch
+        raise ValueError(f"timm has no classifier {name!r}: {err}") from err
     path = None if config is None else config.classifier
     if not isinstance(path, str):  # distilled transformers have two, encoders none
         raise ValueError(f"{name} ends in the layers {path}; only networks that end in one Linear have an energy here")

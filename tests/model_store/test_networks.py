@@ -157,6 +157,7 @@ def test_weights_by_own_names_stay_as_they_are(spec: TimmSpec) -> None:
     [
         ("resnet1018", "timm has no classifier 'resnet1018'"),
         ("hf-hub:someone/something", "timm has no classifier"),
+        ("resnet18.unheard_of", "timm has no classifier 'resnet18.unheard_of': .*tag"),
         (
             "deit_tiny_distilled_patch16_224",
             r"ends in the layers \('head', 'head_dist'\); only networks that end in one",
