@@ -258,8 +258,8 @@ def replay_golden(bundle: Bundle, files: Mapping[str, bytes]) -> None:
             value = float(by_score[name].value[row])
             if class_id != expected.class_id or not abs(value - wanted[name]) <= tolerances[name]:
                 raise GoldenMismatchError(
-                    f"{bundle.folder / expected.file}: class {class_id}, {name.replace('_', ' ')} {value:.4f}; "
-                    f"expected class {expected.class_id}, {wanted[name]:.4f} within {tolerances[name]}. Decoder here: "
+                    f"{bundle.folder / expected.file}: class {class_id}, {name.replace('_', ' ')} {value:.9g}; "
+                    f"expected class {expected.class_id}, {wanted[name]:.9g} within {tolerances[name]}. Decoder here: "
                     f"{images.DECODER}, of the bundle: {manifest.decoder}"
                 )
 
@@ -323,9 +323,9 @@ def _verified_threshold(folder: Path, name: ScoreName, spec: Calibration, scores
         raise CalibrationError(
             f"{where}: k is {spec.k}; method {spec.method!r} with n = {spec.n}, alpha = {spec.alpha}{delta} gives {k}"
         )
-    if threshold != np.float32(spec.threshold):
+    if float(threshold) != spec.threshold:  # as float64: a number between two of float32 is neither
         raise CalibrationError(
-            f"{where}: threshold is {spec.threshold}; k = {k} of the scores in {CALIBRATION} gives {threshold}"
+            f"{where}: threshold is {spec.threshold}; k = {k} of the scores in {CALIBRATION} gives {float(threshold)}"
         )
     return threshold
 

@@ -72,8 +72,8 @@ class OnnxSpec(Frozen):
     """
 
     kind: Literal["onnx"] = "onnx"
-    graph_bytes: int = Field(ge=1)
-    features: int = Field(ge=1)
+    graph_bytes: int = Field(ge=1, lt=2**31)  # a protocol buffer has less than 2 GiB
+    features: int = Field(ge=1, lt=2**31)
     num_classes: int = Field(ge=2)
 
     @property

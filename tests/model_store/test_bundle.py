@@ -29,6 +29,8 @@ from model_store.predictor import Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.store import BundleRef, Store
 
+ONNX = {"kind": "onnx", "graph_bytes": 1, "features": 1, "num_classes": 10}
+
 
 def test_bundle_round_trip_predicts_what_the_network_predicted(
     bundle_folder: Path, scorer: Scorer, test_images: np.ndarray
@@ -130,6 +132,8 @@ def test_schema_version_that_is_no_integer_is_refused(bundle_folder: Path, found
         (lambda f: f["files"].update({"golden/\0.png": f["files"][WEIGHTS]}), ("golden/\\x00.png", "plain path")),
         (lambda f: f["network"].update(widen_factor=10**12), ("widen_factor", str(10**12), "1000")),
         (lambda f: f["network"].update(depth=6 * 10**9 + 4), ("depth", str(6 * 10**9 + 4), "1000")),
+        (lambda f: f.update(network=ONNX | {"graph_bytes": 2**63}), ("graph_bytes", str(2**63), str(2**31))),
+        (lambda f: f.update(network=ONNX | {"features": 2**62}), ("features", str(2**62), str(2**31))),
     ],
 )
 def test_impossible_manifest_is_refused(
@@ -203,6 +207,18 @@ def test_other_weights_are_refused_by_the_golden_images(bundle_folder: Path, tmp
     _check_refused(bundle_folder, GoldenMismatchError, "golden/0.png", "expected", "0.001")
 
 
+def test_difference_beyond_a_small_tolerance_is_shown(bundle_folder: Path) -> None:
+    found = read_manifest(bundle_folder).golden[0].negative_energy
+    stated = float(np.float32(found) + np.float32(2e-5))
+
+    def change(fields: dict[str, Any]) -> None:
+        fields["execution"]["tolerance"] = 1e-5
+        fields["golden"][0]["negative_energy"] = stated
+
+    _edit_manifest(bundle_folder, change)
+    _check_refused(bundle_folder, GoldenMismatchError, f"energy {found:.9g}", f"{stated:.9g} within 1e-05")
+
+
 def test_weights_with_nan_are_refused(bundle_folder: Path, tmp_path: Path) -> None:
     weights = load_file(bundle_folder / WEIGHTS)
     save_file(weights | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "w")
@@ -215,17 +231,20 @@ def test_preprocessing_of_another_bundle_is_refused_by_the_golden_images(bundle_
     _check_refused(bundle_folder, GoldenMismatchError, "golden/0.png")
 
 
-def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: Path) -> None:
+@pytest.mark.parametrize("off_by", [-1.0, 1e-9, -1e-9])  # the last two are nothing in float32
+def test_threshold_that_is_not_the_calibration_scores_is_refused(bundle_folder: Path, off_by: float) -> None:
+    expected = read_manifest(bundle_folder).calibrations["negative_energy"].threshold
+
     def change(fields: dict[str, Any]) -> None:
         calibration = fields["calibrations"]["negative_energy"]
-        calibration["histogram_edges"] = [
-            1.5 if edge == calibration["threshold"] else edge for edge in calibration["histogram_edges"]
-        ]
-        calibration["histogram_edges"].sort()
-        calibration["threshold"] = 1.5
+        edges = [edge for edge in calibration["histogram_edges"] if edge != expected]
+        calibration["histogram_edges"] = sorted([*edges, expected + off_by])
+        calibration["threshold"] = expected + off_by
 
     _edit_manifest(bundle_folder, change)
-    _check_refused(bundle_folder, CalibrationError, "threshold is 1.5", CALIBRATION)
+    _check_refused(
+        bundle_folder, CalibrationError, f"threshold is {expected + off_by}", CALIBRATION, f"gives {expected}"
+    )
 
 
 @pytest.mark.parametrize(
