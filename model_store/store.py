@@ -1,5 +1,6 @@
 """A store of bundles: (name, version) to a local directory, `<root>/<name>/<version>/`."""
 
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -10,6 +11,9 @@ from model_store.errors import BundleExistsError, BundleNotFoundError, Integrity
 from model_store.refs import SHIPPED, BundleRef
 
 __all__ = ["SHIPPED", "BundleRef", "Store"]
+
+_VERSION = re.compile("[1-9][0-9]*")
+"""How a version's directory is called; 01 and 0 are nobody's."""
 
 
 class Store:
@@ -24,7 +28,7 @@ class Store:
         return sorted(
             BundleRef(path.parent.parent.name, int(path.parent.name))
             for path in manifests
-            if path.parent.name.isascii() and path.parent.name.isdigit()
+            if _VERSION.fullmatch(path.parent.name)
         )
 
     def resolve(self, ref: BundleRef) -> Path:

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_half_copied_version_does_not_count(store: Store, bundle_folder: Path) -
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
     (bundle_folder.parent / ".incoming-x").mkdir()
+    assert store.refs() == [BundleRef("untrained", 1)]
+    assert store.resolve(BundleRef("untrained")) == bundle_folder
+
+
+@pytest.mark.parametrize("name", ["0", "02", "\u0662"])
+def test_directory_that_no_version_is_called_by_does_not_count(store: Store, bundle_folder: Path, name: str) -> None:
+    shutil.copytree(bundle_folder, bundle_folder.parent / name)
     assert store.refs() == [BundleRef("untrained", 1)]
     assert store.resolve(BundleRef("untrained")) == bundle_folder
 
