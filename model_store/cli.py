@@ -7,7 +7,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from model_store.bundle import load_bundle, read_manifest
 from model_store.errors import BundleError
@@ -22,12 +22,15 @@ StoreOption = Annotated[
     Path, typer.Option("--store", envvar="OOD_STORE", help="The store's directory; the bundles that ship by default.")
 ]
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="NAME or NAME@VERSION; the newest by default.")]
+_UNBOUNDED = 100_000
+"""Columns that no table fills."""
 
 
 @app.command("list")
 def list_bundles(store: StoreOption = SHIPPED) -> None:
     """List every published bundle."""
-    table = Table("bundle", "network", "classes", "test error", "false flags", "description", box=None)
+    titles = ("bundle", "network", "classes", "test error", "false flags", "description")
+    table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
     for ref in Store(store).refs():
         try:
             manifest = read_manifest(Store(store).resolve(ref))
@@ -36,7 +39,10 @@ def list_bundles(store: StoreOption = SHIPPED) -> None:
             continue
         said = (manifest.network.title, str(len(manifest.classes)), *_figures(manifest), manifest.description)
         table.add_row(str(ref), *map(escape, said))
-    Console().print(table if table.row_count else escape(f"no bundles in {store}"))
+    console = Console()
+    if not console.is_terminal:  # a file or a program, which wants a bundle a line
+        console.width = _UNBOUNDED
+    console.print(table if table.row_count else escape(f"no bundles in {store}"))
 
 
 @app.command()
@@ -82,9 +88,9 @@ def _figures(manifest: Manifest) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Run the command; a bundle that is not right ends it with a message and exit status 1."""
+    """Run the command; a bundle, a place or an output that is not right ends it with a message and exit status 1."""
     try:
         app()
-    except BundleError as err:
+    except (BundleError, OSError) as err:
         typer.echo(f"ood-store: {err}", err=True)
         raise SystemExit(1) from None

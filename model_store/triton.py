@@ -33,16 +33,17 @@ def export_triton(bundle: Bundle, root: Path) -> Path:
     manifest = bundle.manifest
     family = root / manifest.name
     folder = family / str(manifest.version)
-    if folder.exists():
-        raise ExportError(f"{folder} exists; remove it, or choose another directory than {root}")
-    interface = {family / "config.pbtxt": config(manifest), family / LABELS: "\n".join(manifest.classes) + "\n"}
-    for path, text in interface.items():
-        if path.exists() and path.read_text() != text:
-            raise ExportError(
-                f"{path} is of other versions of {manifest.name}, with other classes or another image size, or was "
-                f"changed; choose another directory than {root}"
-            )
+    labels = "\n".join(manifest.classes) + "\n"
+    interface = {family / "config.pbtxt": config(manifest).encode(), family / LABELS: labels.encode()}
     try:
+        if folder.exists():
+            raise ExportError(f"{folder} exists; remove it, or choose another directory than {root}")
+        for path, content in interface.items():
+            if path.exists() and path.read_bytes() != content:
+                raise ExportError(
+                    f"{path} is of other versions of {manifest.name}, with other classes or another image size, or was "
+                    f"changed; choose another directory than {root}"
+                )
         family.mkdir(parents=True, exist_ok=True)  # first: the export takes a while
         _write(family, interface, folder, export_onnx(bundle))
     except OSError as err:
@@ -50,9 +51,9 @@ def export_triton(bundle: Bundle, root: Path) -> Path:
     return folder
 
 
-def _write(family: Path, interface: Mapping[Path, str], folder: Path, graph: bytes) -> None:
-    for path, text in interface.items():
-        path.write_text(text)
+def _write(family: Path, interface: Mapping[Path, bytes], folder: Path, graph: bytes) -> None:
+    for path, content in interface.items():
+        path.write_bytes(content)
     incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=family))
     try:
         (incoming / "model.onnx").write_bytes(graph)

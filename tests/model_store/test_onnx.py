@@ -161,6 +161,13 @@ def test_versions_with_other_classes_are_not_mixed(shipped: Bundle, tmp_path: Pa
         triton.export_triton(shipped, tmp_path)
 
 
+def test_a_configuration_that_is_no_text_is_not_written_over(shipped: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "config.pbtxt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ExportError, match=r"config.pbtxt is of other versions of cifar10, .* or was changed"):
+        triton.export_triton(shipped, tmp_path)
+
+
 def test_a_place_that_can_not_be_written_is_refused_before_the_export(
     shipped: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +175,11 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_export(
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"file.* cannot be written \(Not a directory\); choose another --out"):
         triton.export_triton(shipped, tmp_path / "file")
+    with pytest.raises(ExportError, match=r"aa.* cannot be written \(File name too long\); choose another --out"):
+        triton.export_triton(shipped, tmp_path / ("a" * 300))
+    (tmp_path / "cifar10" / "labels.txt").mkdir(parents=True)
+    with pytest.raises(ExportError, match=r"labels.txt cannot be written \(Is a directory\); choose another --out"):
+        triton.export_triton(shipped, tmp_path)
 
 
 def test_another_verdict_is_not_exported(scored_draft: BundleDraft, store: Store) -> None:

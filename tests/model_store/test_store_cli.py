@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from model_store.bundle import BundleDraft
 from model_store.cli import main
@@ -38,6 +39,22 @@ def test_list_shows_what_looks_like_markup_as_it_is(ood_store: OodStore, draft: 
     finished = ood_store("list", "--store", store.root, COLUMNS="200")
     assert finished.returncode == 0
     assert "a [b] and [/c]" in finished.stdout
+
+
+def test_list_gives_a_program_a_bundle_a_line(ood_store: OodStore, draft: BundleDraft, store: Store) -> None:
+    name, description = "long-" * 12 + "name", "described at length " * 5 + "and to the end"
+    said = draft.manifest.model_copy(update={"name": name, "description": description})
+    store.publish(replace(draft, manifest=said))
+    _, line = ood_store("list", "--store", store.root, COLUMNS="80").stdout.splitlines()
+    assert line.split()[0] == f"{name}@1"
+    assert description in line
+
+
+def test_list_cuts_nothing_off_for_a_narrow_window(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
+    finished = ood_store("list", "--store", store.root, COLUMNS="40", FORCE_COLOR="1")
+    listed = Text.from_ansi(finished.stdout).plain
+    assert max(map(len, listed.splitlines())) <= 40
+    assert "\N{HORIZONTAL ELLIPSIS}" not in listed
 
 
 def test_store_may_be_named_by_the_environment(ood_store: OodStore, store: Store, bundle_folder: Path) -> None:
@@ -72,3 +89,9 @@ def test_damaged_bundle_gets_a_message_and_status_1(ood_store: OodStore, store: 
     assert finished.returncode == 1
     assert "weights.safetensors has 0 bytes" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_place_that_cannot_be_gets_a_message_and_status_1(ood_store: OodStore) -> None:
+    finished = ood_store("list", "--store", "a" * 300)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("ood-store: [Errno 36] File name too long")
