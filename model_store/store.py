@@ -3,6 +3,7 @@
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,10 +36,11 @@ class Store:
         """Return the directory of a published bundle.
 
         Raises:
-            BundleNotFoundError: no such name or version.
+            BundleNotFoundError: no such name or version, or one that may not be read.
             IntegrityError: the directory holds another bundle than its path says.
             ManifestError: its manifest is not one.
         """
+        self._require_readable(ref)
         refs = self.refs()
         versions = [found.version for found in refs if found.name == ref.name and found.version is not None]
         version = ref.version or max(versions, default=None)
@@ -50,6 +52,18 @@ class Store:
         if (manifest.name, manifest.version) != (ref.name, version):
             raise IntegrityError(f"{folder} holds {manifest.name}@{manifest.version}; expected {ref.name}@{version}")
         return folder
+
+    def _require_readable(self, ref: BundleRef) -> None:
+        """Refuse what `refs` passes over because it may not be read, so that no older version stands in for it."""
+        try:
+            for folder in (self.root / ref.name).iterdir():
+                if _VERSION.fullmatch(folder.name) and ref.version in (None, int(folder.name)):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        (folder / MANIFEST).stat()
+        except PermissionError as err:
+            raise BundleNotFoundError(f"{err.filename} cannot be read ({err.strerror}); give this user access") from err
+        except (OSError, ValueError):  # there is no such name
+            return
 
     def publish(self, draft: BundleDraft, version: int | None = None, newer_than: int = 0) -> Path:
         """Write a draft as the next version of its name, or as `version`; return its directory.

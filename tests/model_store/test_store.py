@@ -1,6 +1,10 @@
 import json
 import multiprocessing
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +76,35 @@ def test_directory_that_no_version_is_called_by_does_not_count(store: Store, bun
     shutil.copytree(bundle_folder, bundle_folder.parent / name)
     assert store.refs() == [BundleRef("untrained", 1)]
     assert store.resolve(BundleRef("untrained")) == bundle_folder
+
+
+@contextmanager
+def _bound_by_modes() -> Iterator[None]:
+    """Be a user who may read what modes say, which root is not."""
+    own = os.geteuid()
+    os.seteuid(own or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.mark.parametrize("closed", ["", "untrained", "untrained/2"])
+def test_what_may_not_be_read_is_named_and_nothing_stands_in_for_it(bundle_folder: Path, closed: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are closed to others
+        store = Store(Path(folder) / "store")
+        for version in ("1", "2"):
+            shutil.copytree(bundle_folder, store.root / "untrained" / version)
+        Path(folder).chmod(0o755)
+        (store.root / closed).chmod(0)
+        with _bound_by_modes():
+            if closed == "untrained/2":
+                assert store.resolve(BundleRef("untrained", 1)) == store.root / "untrained" / "1"
+            with pytest.raises(
+                BundleNotFoundError, match=rf"{store.root / closed}.* cannot be read \(Permission denied"
+            ):
+                store.resolve(BundleRef("untrained"))
+        (store.root / closed).chmod(0o755)
 
 
 def test_half_copied_version_is_not_written_over(store: Store, bundle_folder: Path, draft: BundleDraft) -> None:
