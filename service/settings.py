@@ -1,6 +1,7 @@
 """Every setting of the server: an `OOD_*` variable and a flag each. What belongs to a model is in its bundle."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -32,6 +33,17 @@ def _given_path(value: object) -> object:
     if value == "":
         raise ValueError("it is given and empty, which would be the working directory; unset it, or name a folder")
     return value
+
+
+def _origins(value: object) -> object:
+    origins = _comma_separated(value)
+    for origin in origins if isinstance(origins, list) else ():
+        if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#]+", origin):
+            raise ValueError(
+                f"{origin!r} is no origin that a browser sends: scheme, host and port, in lower case and no more, as "
+                "in https://example.com"
+            )
+    return origins
 
 
 def _require_bundle_ref(name: str) -> None:
@@ -165,7 +177,7 @@ class Settings(BaseSettings):
     )
     public_metrics: bool = Field(default=True, description="Whether /metrics needs no token.")
     public_health: bool = Field(default=True, description="Whether /healthz, /readyz and /v2/health need no token.")
-    cors_origins: CommaSeparated = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
         default=(),
         description="Origins whose web pages may call the server, comma-separated, `*` for all; none if not given.",
     )

@@ -29,6 +29,11 @@ def test_variables_and_flags_set_the_same_and_flags_win(monkeypatch: pytest.Monk
     assert (both.port, both.models) == (9002, ("cifar10@1",))
 
 
+def test_origins_are_taken_as_browsers_send_them() -> None:
+    given = "*, null, https://a.example, http://[::1]:3000"
+    assert read_settings(["--cors-origins", given], {}).cors_origins == tuple(given.split(", "))
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().port = 1  # type: ignore[misc]
@@ -54,6 +59,9 @@ def test_settings_do_not_change() -> None:
         (["--capture-dir", ""], {}, "--capture-dir / OOD_CAPTURE_DIR is ''"),
         (["--state-dir", ""], {}, "it is given and empty, which would be the working directory"),
         (["--store", ""], {}, "--store / OOD_STORE is ''"),
+        (["--cors-origins", "*, example.com"], {}, "'example.com' is no origin that a browser sends"),
+        (["--cors-origins", "https://example.com/"], {}, "'https://example.com/' is no origin that a browser sends"),
+        (["--cors-origins", "https://Example.com"], {}, "in lower case and no more, as in https://example.com"),
         (["--log-level", "loud"], {}, "--log-level / OOD_LOG_LEVEL is 'loud'"),
     ],
 )
