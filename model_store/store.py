@@ -46,7 +46,9 @@ class Store:
         version = ref.version or max(versions, default=None)
         if version not in versions:
             known = ", ".join(map(str, refs)) or "none"
-            raise BundleNotFoundError(f"no bundle {ref} in {self.root}; there are: {known}")
+            raise BundleNotFoundError(
+                f"no bundle {ref} in {self.root}; there are: {known}. --store or OOD_STORE names another store"
+            )
         folder = self.root / ref.name / str(version)
         manifest = read_manifest(folder)
         if (manifest.name, manifest.version) != (ref.name, version):
