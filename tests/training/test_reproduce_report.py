@@ -199,6 +199,13 @@ def test_roc_curve_by_hand() -> None:
     assert np.trapezoid(curve, figures.ROC_POINTS) == pytest.approx(5 / 6, abs=0.01)
 
 
+def test_histograms_of_an_odd_number_of_methods_leave_no_empty_axes() -> None:
+    scores = MethodScores(np.float32([4, 3, 1]), np.array([True] * 3), {"svhn": np.float32([2, 0])})
+    shown = dict.fromkeys(list(figures.HISTOGRAMS)[:3], scores)
+    figure = figures.histograms(shown, "svhn", "CIFAR-10", dict.fromkeys(shown, 0.0))
+    assert [axis.get_visible() for axis in figure.axes] == [True, True, True, False]
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/results/README.md"])
 def test_tables_of_the_documents_are_generated_from_the_kept_results(document: str) -> None:
     text = (ROOT / document).read_text()
