@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from model_store.bundle import Bundle
@@ -46,6 +47,10 @@ def export_triton(bundle: Bundle, root: Path) -> Path:
                 )
         family.mkdir(parents=True, exist_ok=True)  # first: the export takes a while
         _write(family, interface, folder, export_onnx(bundle))
+    except ExportError:
+        with suppress(OSError):  # it stays if anything is in it
+            family.rmdir()
+        raise
     except OSError as err:
         raise ExportError(f"{err.filename or family} cannot be written ({err.strerror}); choose another --out") from err
     return folder

@@ -38,7 +38,7 @@ def _given_path(value: object) -> object:
 def _origins(value: object) -> object:
     origins = _comma_separated(value)
     for origin in origins if isinstance(origins, list) else ():
-        if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#]+", origin):
+        if origin not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\sA-Z/?#*]+", origin):
             raise ValueError(
                 f"{origin!r} is no origin that a browser sends: scheme, host and port, in lower case and no more, as "
                 "in https://example.com"

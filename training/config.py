@@ -241,6 +241,11 @@ class Recipe(Frozen):
         return self._with_margins(margins)._with_finetune(epochs=self.selection.epochs)
 
     @property
+    def selects_margins(self) -> bool:
+        """Whether margins are still to be chosen."""
+        return bool(self.finetune and self.finetune.selection and self.finetune.selection.chosen is None)
+
+    @property
     def selection(self) -> SelectionSpec:
         """How margins are chosen.
 

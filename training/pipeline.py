@@ -11,25 +11,24 @@ import torch
 from torch import nn
 
 from model_store.evaluation import Evaluation
-from model_store.networks import build_network, outlined
+from model_store.networks import build_network
 from model_store.predictor import Predictor, Scorer
 from model_store.runtimes import TorchRuntime
 from model_store.scores import Head
 from model_store.store import SHIPPED, Store
 from training import report
 from training.average import average, average_inputs
-from training.bundle_size import require_small_enough
 from training.calibrate import Calibrated, calibrate, choose_rank
 from training.config import Recipe
 from training.distributed import ALONE, Processes
 from training.errors import RecipeError, ResumeError
 from training.evaluate import Say, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
-from training.fit_scores import fit_scores, require_fittable
+from training.fit_scores import fit_scores
 from training.given_weights import given_weights
+from training.preflight import require_batches, require_network, require_runnable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
-from training.recipe_network import require_fit
 from training.run_folder import (
     INPUTS,
     is_done,
@@ -43,10 +42,7 @@ from training.run_folder import (
 from training.run_sets import RunSets
 from training.select_margins import chosen_margins, select_margins
 from training.selection import Choice
-from training.set_roles import require_one_encoding
-from training.splits import split_validation
 from training.start import start, untuned_figures
-from training.synthetic_outliers import KINDS
 from training.trainer import CHECKPOINT, Progress, Trainer, read_checkpoint
 
 START, PRETRAIN, SELECT, FINETUNE, AVERAGE, CALIBRATE, EVALUATE = (
@@ -86,20 +82,7 @@ class Run:
                 batch has not all kinds of synthetic outliers.
             DataError: fewer calibration images than the method needs.
         """
-        stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
-        sizes = {f"{name}.batch_size": spec.batch_size for name, spec in stages.items() if spec is not None}
-        if self.recipe.finetune is not None:
-            sizes["finetune.outlier_batch_size"] = self.recipe.finetune.outlier_batch_size
-        for what, size in sizes.items():
-            self.processes.require_divisible(what, size)
-        if self.recipe.finetune is not None and self.recipe.data.outliers_are_synthetic:
-            own = self.recipe.finetune.outlier_batch_size // self.processes.count
-            if own < len(KINDS):
-                raise RecipeError(
-                    f"finetune.outlier_batch_size is {self.recipe.finetune.outlier_batch_size}, {own} in each of "
-                    f"{self.processes.count} processes; synthetic outliers are of {len(KINDS)} kinds, and each process "
-                    f"makes one of each a batch: take at least {len(KINDS) * self.processes.count}"
-                )
+        require_batches(self.recipe, self.processes)
         if held_out := self.recipe.data.calibration_images:
             choose_rank(self.recipe.calibrate, held_out)
 
@@ -116,7 +99,7 @@ class Run:
             self.processes.first_does(lambda: require_writable(store.root / self.recipe.name))
         self.check()
         self.pretrain()
-        if self._selects_margins:
+        if self.recipe.selects_margins:
             self.select()
         if self.recipe.finetune:
             self.finetune()
@@ -138,34 +121,7 @@ class Run:
             RecipeError: the network does not take images of the recipe's size, or the bundle would be larger than the
                 recipe allows.
         """
-        self._require_fit()
-        for spec in filter(None, (self.recipe.pretrain, self.recipe.finetune)):
-            self.processes.require_last_share(len(self.sets.train), spec.batch_size)
-        if self.recipe.pretrain:
-            left = len(self.sets.train) % self.recipe.pretrain.batch_size // self.processes.count
-            if left == 1:
-                self._require_fit(images=1)
-        _ = self.sets.outliers
-        self.processes.first_does(self._check_roles)
-
-    def _check_roles(self) -> None:
-        require_one_encoding(list(self.sets.by_role().values()))
-        if self._selects_margins:
-            validation_images = self.recipe.selection.validation_images
-            trained_on, _ = split_validation(self.sets.train, validation_images, self.recipe.seed)
-            self.processes.require_last_share(len(trained_on), self.recipe.finetuning.batch_size)
-        width = outlined(self.recipe.network).get_parameter("head.weight").shape[1]
-        for spec in self.recipe.scores:
-            require_fittable(spec, len(self.sets.train), width)
-        if held_out := self.recipe.data.calibration_images:
-            require_small_enough(self.recipe, len(self.sets.train), held_out)
-        for overlap in self.sets.overlaps.values():
-            self.say(f"warning: {overlap}")
-
-    def _require_fit(self, images: int = 2) -> None:
-        recipe = self.recipe
-        trained = any((recipe.pretrain, recipe.finetune, recipe.average))
-        self.processes.first_does(lambda: require_fit(recipe.network, recipe.preprocess, images, trained=trained))
+        require_runnable(self.recipe, self.sets, self.processes, self.say)
 
     def pretrain(self) -> nn.Module:
         """Train the classifier, from scratch or on from a network that there is; or take that as it is.
@@ -173,7 +129,7 @@ class Run:
         Raises:
             RecipeError: the network does not take images of the recipe's size.
         """
-        self._require_fit()
+        require_network(self.recipe, self.processes)
         recipe, folder = self.recipe, self.folder / PRETRAIN
         train_set = self.sets.train
         if recipe.start is None and recipe.weights is None:
@@ -334,15 +290,10 @@ class Run:
     def _trainer(self) -> Trainer:
         return Trainer(self.device, self.progress, self.processes)
 
-    @property
-    def _selects_margins(self) -> bool:
-        finetune = self.recipe.finetune
-        return finetune is not None and finetune.selection is not None and finetune.selection.chosen is None
-
     @cached_property
     def _with_margins(self) -> Recipe:
         """The recipe with its margins, once they are chosen."""
-        if not self._selects_margins:
+        if not self.recipe.selects_margins:
             return self.recipe
         folders = self.folder / PRETRAIN, self.folder / SELECT
         return self.recipe.with_chosen(chosen_margins(self.recipe, self.sets.train, self.sets.outliers, *folders))
@@ -394,7 +345,7 @@ class Run:
     def _stage_seconds(self) -> dict[str, float]:
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
         histories = {stage: [self.folder / stage / "history.json"] for stage, spec in stages.items() if spec}
-        if self._selects_margins:
+        if self.recipe.selects_margins:
             histories[SELECT] = [
                 self.folder / SELECT / str(pair) / "history.json" for pair in self.recipe.selection.pairs
             ]

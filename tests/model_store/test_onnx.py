@@ -189,12 +189,13 @@ def test_another_verdict_is_not_exported(scored_draft: BundleDraft, store: Store
         export_onnx(bundle)
 
 
-def test_another_precision_is_not_exported(draft: BundleDraft, store: Store) -> None:
+def test_another_precision_is_not_exported_and_leaves_nothing(draft: BundleDraft, store: Store, tmp_path: Path) -> None:
     execution = draft.manifest.execution.model_copy(update={"precision": "bfloat16", "tolerance": 1.0})
     manifest = Manifest.model_validate(draft.manifest.model_copy(update={"execution": execution}).model_dump())
     bundle = load_bundle(store.publish(replace(draft, manifest=manifest)), device=CPU)
     with pytest.raises(ExportError, match=r"the threshold of untrained@1 is of bfloat16, .*: export a float32 one"):
-        export_onnx(bundle)
+        triton.export_triton(bundle, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_settings_do_not_change() -> None:
         (["--state-dir", ""], {}, "it is given and empty, which would be the working directory"),
         (["--store", ""], {}, "--store / OOD_STORE is ''"),
         (["--cors-origins", "*, example.com"], {}, "'example.com' is no origin that a browser sends"),
+        (["--cors-origins", "https://*.example.com"], {}, "'https://*.example.com' is no origin that a browser sends"),
         (["--cors-origins", "https://example.com/"], {}, "'https://example.com/' is no origin that a browser sends"),
         (["--cors-origins", "https://Example.com"], {}, "in lower case and no more, as in https://example.com"),
         (["--log-level", "loud"], {}, "--log-level / OOD_LOG_LEVEL is 'loud'"),
