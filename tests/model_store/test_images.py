@@ -883,11 +883,12 @@ def measure(paths: list[Path]) -> list[dict]:
 
 
 def test_load_of_a_32x32_jpeg_costs_less_than_100_us(image_sets: Path) -> None:
-    """At the shipped preprocess. CPU time of this thread: other work on the machine counts only for shared caches."""
+    """At the shipped preprocess. CPU time of this thread, in the best of twenty windows of 500 calls, over a second or
+    two: a core that others share is slower for a while, and what it takes then is not the code's."""
     preprocess = read_manifest(Store(SHIPPED).resolve(BundleRef("cifar10"))).preprocess
     pixels = np.asarray(Image.open(image_sets / "cifar10/test/airplane/00026.png"))
     encoded = save(pixels, "JPEG", quality=90)
-    assert min(np.median(seconds_of_thread(lambda: load(encoded, preprocess))) for _ in range(5)) < 100e-6
+    assert min(np.median(seconds_of_thread(lambda: load(encoded, preprocess))) for _ in range(20)) < 100e-6
 
 
 def test_load_of_the_largest_images_stays_below_256_mib(tmp_path: Path) -> None:
