@@ -1,5 +1,6 @@
 """What a bundle is asked for by, and where those are that ship. Imports no network library."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from model_store.errors import BundleNotFoundError
 
 SHIPPED = Path(__file__).parent / "bundles"
 """The store inside the package: the bundle that ships."""
+VERSION = re.compile("[1-9][0-9]{0,8}")
+"""How a version is written, in a reference and as a directory; 01 and 0 are nobody's."""
 
 
 @dataclass(frozen=True, order=True)
@@ -21,10 +24,10 @@ class BundleRef:
         """Read `cifar10` or `cifar10@3`.
 
         Raises:
-            BundleNotFoundError: the version is no positive integer.
+            BundleNotFoundError: the version is no positive integer, written as such.
         """
         name, at, version = text.partition("@")
-        if at and not (version.isascii() and version.isdigit() and len(version) < 10 and int(version) > 0):
+        if at and not VERSION.fullmatch(version):
             raise BundleNotFoundError(
                 f"{text!r}: the version is {version!r}; expected a positive integer, as in {name}@1"
             )

@@ -1,6 +1,5 @@
 """A store of bundles: (name, version) to a local directory, `<root>/<name>/<version>/`."""
 
-import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -9,12 +8,9 @@ from pathlib import Path
 
 from model_store.bundle import MANIFEST, BundleDraft, load_bundle, read_manifest, write_bundle
 from model_store.errors import BundleExistsError, BundleNotFoundError, IntegrityError
-from model_store.refs import SHIPPED, BundleRef
+from model_store.refs import SHIPPED, VERSION, BundleRef
 
 __all__ = ["SHIPPED", "BundleRef", "Store"]
-
-_VERSION = re.compile("[1-9][0-9]*")
-"""How a version's directory is called; 01 and 0 are nobody's."""
 
 
 class Store:
@@ -29,7 +25,7 @@ class Store:
         return sorted(
             BundleRef(path.parent.parent.name, int(path.parent.name))
             for path in manifests
-            if _VERSION.fullmatch(path.parent.name)
+            if VERSION.fullmatch(path.parent.name)
         )
 
     def resolve(self, ref: BundleRef) -> Path:
@@ -59,7 +55,7 @@ class Store:
         """Refuse what `refs` passes over because it may not be read, so that no older version stands in for it."""
         try:
             for folder in (self.root / ref.name).iterdir():
-                if _VERSION.fullmatch(folder.name) and ref.version in (None, int(folder.name)):
+                if VERSION.fullmatch(folder.name) and ref.version in (None, int(folder.name)):
                     with suppress(FileNotFoundError, NotADirectoryError):
                         (folder / MANIFEST).stat()
         except PermissionError as err:

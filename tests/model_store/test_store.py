@@ -44,7 +44,7 @@ def test_published_version_is_immutable(store: Store, draft: BundleDraft) -> Non
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
 
-@pytest.mark.parametrize("text", ["a@", "a@0", "a@-1", "a@x", "a@1.0", "a@1@2", "a@²"])
+@pytest.mark.parametrize("text", ["a@", "a@0", "a@-1", "a@x", "a@1.0", "a@1@2", "a@²", "a@01", "a@1000000000"])
 def test_reference_with_a_version_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(BundleNotFoundError, match="positive integer"):
         BundleRef.parse(text)
