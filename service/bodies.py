@@ -37,6 +37,8 @@ _JSON_MARKS = 1000
 _LONGEST_MEDIA_TYPE = 1000
 """Characters of a Content-Type; a boundary has 70 at most (RFC 2046, 5.1.1)."""
 _QUOTED = 40
+_SHOWN = 10**18
+"""A greater number of images is told as more than allowed, not digit by digit."""
 """Characters of what a client sent that a message may repeat."""
 
 
@@ -294,7 +296,7 @@ def check_count(images: int, max_images: int) -> None:
     if images == 0:
         raise InvalidFieldError(f"{FIELD} is empty; send at least one image")
     if images > max_images:
-        raise _too_many(str(images), max_images)
+        raise _too_many(str(images) if images < _SHOWN else "more", max_images)
 
 
 def _too_many(found: str, allowed: int) -> TooManyImagesError:

@@ -24,7 +24,7 @@ from service.metrics import ModelMetrics
 from service.stages import Stage
 
 CLOSE_S = 5.0
-"""A closed engine has at most the batch that runs to finish; one that takes longer than this is stuck."""
+"""How long a closed engine has for what still waits; what takes longer is given up."""
 TIMED, LONG_S = 4, 0.1
 """Batches of a size that are timed; fewer, where that takes long, which little disturbs."""
 log = logging.getLogger(__name__)

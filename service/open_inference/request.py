@@ -23,6 +23,8 @@ _MAX_ID = 1000
 _FURTHER_MARKS = 1000
 """Commas, brackets, colons or quotes of each kind that a request may have beside its numbers and files."""
 _MAX_SIDES = 8
+_SIZES = 10**18
+"""Bytes of a binary tensor are fewer, so that a reply says as many digits at most."""
 _FIELDS = ("id", "parameters", "inputs", "outputs", "model_name", "model_version")
 _LENGTH = struct.Struct("<I")
 Name = TypeVar("Name", bound=str)
@@ -169,8 +171,10 @@ def _input(
         shown = _quote(entry.get("datatype"))
         raise InvalidTensorError(f"the datatype of {INPUT} is {shown}; this model takes {tensor.datatype}")
     shape, size = _shape(entry.get("shape"), tensor, max_images), parameters.get("binary_data_size")
-    if size is not None and (type(size) is not int or size < 0):
-        raise InvalidTensorError(f"binary_data_size of {INPUT} is {_quote(size)}; it must be an integer, 0 or more")
+    if size is not None and (type(size) is not int or not 0 <= size < _SIZES):
+        raise InvalidTensorError(
+            f"binary_data_size of {INPUT} is {_quote(size)}; it must be an integer from 0 to {_SIZES - 1:,}"
+        )
     data = entry.get("data")
     if (data is None) == (size is None):
         raise InvalidTensorError(f"{INPUT} must have either data or the parameter binary_data_size")

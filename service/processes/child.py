@@ -103,7 +103,7 @@ class Child:
                     self.kill()
                     return
                 continue
-            except ConnectionResetError:  # it ended with something unread
+            except ConnectionError:  # it ended with something unread, or was told something after its end
                 return
             if not line:
                 return

@@ -86,7 +86,7 @@ class Control:
         return queue
 
     def report(self, kind: Literal["alive", "ready", "failed"], text: str = "") -> None:
-        """Tell the supervisor; never wait for it, should it be stopped."""
+        """Tell the supervisor; a sign of life is lost rather than waited for, should it be stopped."""
         line = Report(kind=kind, text=text[:MAX_TEXT]).model_dump_json() + "\n"
         flags = socket.MSG_DONTWAIT if kind == "alive" else 0
         with suppress(BlockingIOError, BrokenPipeError):

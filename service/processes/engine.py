@@ -103,6 +103,7 @@ class EngineProcess:
                     leave(1)
                 if engine.health == "died":
                     self._control.report("failed", f"the engine of {engine.name} died")
+                    hub.tell_statuses()  # the last: workers are not ready from here on
                     return 1
             hub.tell_statuses()
             await asyncio.sleep(TICK_S)

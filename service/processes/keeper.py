@@ -15,6 +15,8 @@ STABLE_S = 60.0
 """Who was ready for so long is started again at once; others ever later."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
+_DOUBLINGS = 6
+"""Of the first delay, until it is above the longest; a process may end thousands of times."""
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +68,7 @@ class Keeper:
             self._require_hope(failures, reason)
             short = short + 1 if ready_s is None or ready_s < STABLE_S else 0
             unlucky = max(short - 1, failures)
-            delay_s = min(FIRST_DELAY_S * 2 ** (unlucky - 1), LONGEST_DELAY_S) if unlucky > 0 else 0.0
+            delay_s = min(FIRST_DELAY_S * 2 ** min(unlucky - 1, _DOUBLINGS), LONGEST_DELAY_S) if unlucky > 0 else 0.0
             self.restarts += 1
             log.error(
                 "process replaced",

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import FrameType
@@ -25,7 +26,7 @@ from service.processes.control import Control, Order, WorkerConfig, revived
 from service.processes.frames import Kind
 from service.processes.link import EngineLink, connect
 from service.processes.loops import loop_factory
-from service.processes.remote_engine import remote_models
+from service.processes.remote_engine import SILENT_S, remote_models
 from service.processes.tally import CaptureTally, Tally
 from service.schemas import WatchReply
 from service.server import DrainingServer
@@ -156,10 +157,11 @@ class Remote:
             log.info("connected to a new engine's process")
 
     async def tell(self) -> None:
-        """Tell the engine's process, again and again, what was counted."""
+        """Tell the engine's process, again and again, what was counted, unless it hangs, to be replaced."""
         while True:
             await asyncio.sleep(TELL_S)
-            self.link.tell_counts()
+            if time.monotonic() - self.link.heard_at < SILENT_S:
+                self.link.tell_counts()
 
     async def _request(self, kind: Kind, payload: bytes = b"") -> bytes:
         try:

@@ -3,6 +3,8 @@
 import asyncio
 import socket
 
+import pytest
+
 from service.processes.child import Child
 from service.processes.control import Control, Order, Report
 
@@ -13,6 +15,19 @@ def test_a_child_that_ends_without_reading_what_it_was_sent_has_ended() -> None:
     async def run() -> int:
         with socket.socket() as inherited:
             child = await Child.start("__future__", Order(kind="leave"), inherited, silence_s=10)
+            return await child.ended()
+
+    assert asyncio.run(run()) == 0
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), BrokenPipeError()])
+def test_a_child_whose_channel_breaks_has_ended(error: ConnectionError) -> None:
+    """The pipe is broken where it was told something after its end, and before that was read from its channel."""
+
+    async def run() -> int:
+        with socket.socket() as inherited:
+            child = await Child.start("__future__", Order(kind="leave"), inherited, silence_s=10)
+            child._reader.set_exception(error)
             return await child.ended()
 
     assert asyncio.run(run()) == 0

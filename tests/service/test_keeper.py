@@ -91,6 +91,20 @@ def test_the_time_to_load_is_no_life(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert delays == [0.0, 0.01, 0.02]
 
 
+def test_a_process_that_ends_thousands_of_times_is_still_started_again() -> None:
+    """Half a minute apart, that is a night."""
+
+    async def run() -> None:
+        kept = Keeper("engine", Starts(*[True] * 1200), lambda: None)
+        kept.begin()
+        async with asyncio.timeout(30):
+            while kept.restarts < 1200:
+                await asyncio.sleep(0)
+        kept.stop()
+
+    asyncio.run(run())
+
+
 def test_starts_that_the_machine_goes_on_refusing_are_an_error_that_says_why() -> None:
     async def run(starts: Starts) -> None:
         kept = Keeper("worker", starts, lambda: None)

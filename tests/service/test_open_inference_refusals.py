@@ -143,6 +143,7 @@ BAD = [
     Bad("at least one image", raw(whole(tensor(shape=[0, 32, 32, 3], data=[])))),
     Bad("65 images, allowed are 64", raw(whole(tensor(shape=[65, 32, 32, 3]))), status=413),
     Bad("images, allowed are 64", raw(whole(tensor(shape=[10**30, 32, 32, 3]))), status=413),
+    Bad("more images, allowed are 64", raw(whole(tensor(shape=[10**1000, 32, 32, 3]))), status=413),
     # numbers
     Bad("either data or the parameter binary_data_size", raw(whole(tensor(data=...)))),
     Bad("the data of IMAGE is a text", raw(whole(tensor(data="AAAA")))),
@@ -173,6 +174,7 @@ BAD = [
     Bad("binary_data_size of IMAGE is 3,000; its shape [1, 32, 32, 3]", pixels(3000, PIXELS[:3000])),
     Bad("binary_data_size of IMAGE is 0; its shape", pixels(0, b"")),
     Bad("binary_data_size of IMAGE is -1", pixels(-1)),
+    Bad("binary_data_size of IMAGE is 1000", pixels(10**1000)),
     Bad("binary_data_size of IMAGE is True", pixels(True)),
     Bad("binary_data_size of IMAGE is 3072.0", pixels(3072.0)),
     Bad("binary_data_size of IMAGE is '3072'", pixels("3072")),

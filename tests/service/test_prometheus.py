@@ -13,10 +13,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_store.bundle import read_manifest
+from service.engine import LocalEngine
 from service.histogram import BucketHistogram, Buckets
 from service.metrics import MODEL_LABELS, P_VALUE_EDGES, Metrics
 from service.processes.control import Control
 from service.processes.engine import EngineProcess
+from service.processes.hub import Hub
 from service.served_models import Models
 from service.settings import Settings
 
@@ -151,6 +153,17 @@ def test_an_engine_that_replaces_another_counts_on_from_what_was_replaced_before
     EngineProcess(settings(), control, Models(()), metrics, asyncio.Queue(), {"engine": 2, "worker": 1})
     assert metrics.registry.get_sample_value("ood_process_restarts_total", {"process": "engine"}) == 2
     assert metrics.registry.get_sample_value("ood_process_restarts_total", {"process": "worker"}) == 1
+
+
+def test_the_last_word_of_an_engine_s_process_is_that_a_model_died(settings: Callable[..., Settings]) -> None:
+    """The queues of the other models are closed next, which may take seconds; workers are not ready meanwhile."""
+    died, other = Mock(spec=LocalEngine, health="died"), Mock(spec=LocalEngine, health="ready")
+    control, hub, models = Mock(spec=Control), Mock(spec=Hub), Mock(spec=Models, engines=(other, died))
+    died.name = "a@1"
+    process = EngineProcess(settings(), control, models, Metrics(["/predict"]), asyncio.Queue(), {})
+    assert asyncio.run(process._watch(hub)) == 1
+    control.report.assert_called_once_with("failed", "the engine of a@1 died")
+    hub.tell_statuses.assert_called_once_with()
 
 
 def test_two_servers_in_a_process_share_nothing() -> None:

@@ -363,8 +363,14 @@ def test_an_engine_that_hangs_as_a_whole_is_killed_and_replaced(serve: Serve, pn
         with ThreadPoolExecutor(4) as pool:
             waiting = [pool.submit(outcome_of, server.url, png) for png in pngs[:4]]
             wait_until(lambda: not ready(server.url))
+            refused = [outcome_of(server.url, b"no image") for _ in range(10)]
+            assert not any(future.done() for future in waiting)
             assert [future.result() for future in waiting] == ["engine_died"] * 4
         wait_until(lambda: recovered(server, {"engine": 1, "worker": 0}), 120)
+        found = samples(server.url)  # what was counted meanwhile is kept for the engine that follows
+        assert set(refused) == {415}
+        assert found['ood_http_requests_total{route="/predict",status="415"}'] == 10
+        assert found['ood_http_requests_total{route="/predict",status="503"}'] == 4
         assert outcome_of(server.url, pngs[0]) == 200
         assert not alive(first)
         (replaced,) = logged(server, "process replaced")
