@@ -25,6 +25,7 @@ from training import encode
 from training.calibrate import calibrate
 from training.config import Recipe, read_recipe
 from training.datasets import ImageSet, load_set
+from training.hardware import hardware
 from training.overlap import records
 from training.publish import draft_bundle, provenance
 
@@ -120,7 +121,11 @@ def _draft(recipe: Recipe, network: nn.Module, known: ImageSet, precision: Preci
     with tempfile.TemporaryDirectory() as folder:
         calibrated = calibrate(recipe.calibrate, scorer, known, recipe.seed, Path(folder))
     origin = provenance(
-        named, records({"calibration": known}, {}), device, {}, datetime.now(UTC).isoformat(timespec="seconds")
+        named,
+        records({"calibration": known}, {}),
+        hardware(device),
+        {},
+        datetime.now(UTC).isoformat(timespec="seconds"),
     )
     draft = draft_bundle(named, network, calibrated.predictor(scorer), calibrated, known, None, origin)
     if precision == "float32":

@@ -115,6 +115,7 @@ def select(
     """Choose the margins, if the recipe asks for it, by outliers made of held-out training images."""
     with _opened(recipe, data, run_folder, device) as opened:
         choice = opened.select()
+        opened.processes.leave_to_first()
     for margins, figures in choice.candidates.items():
         mark = "  <- chosen" if margins == choice.chosen else ""
         typer.echo(f"margins {margins}: FPR95 {figures.fpr95:.2f} %, error {figures.error:.2f} %{mark}")

@@ -26,6 +26,7 @@ from training.evaluate import Say, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores
 from training.given_weights import given_weights
+from training.hardware import hardware
 from training.preflight import require_batches, require_network, require_runnable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
@@ -151,9 +152,13 @@ class Run:
         """Choose the margins by outliers made of held-out training images; no test set is read for it.
 
         Raises:
-            RecipeError: the recipe gives its margins.
+            RecipeError: the recipe gives its margins, or says which were chosen.
         """
-        _ = self.recipe.selection  # which raises before any set is read
+        if chosen := self.recipe.selection.chosen:  # which raises before any set is read
+            raise RecipeError(
+                f"recipe {self.recipe.name} has its margins chosen, {chosen}; take finetune.selection.chosen away to "
+                "choose them anew"
+            )
         return select_margins(
             self.recipe,
             self.sets.train,
@@ -254,7 +259,7 @@ class Run:
             self._calibrated,
             self.sets.held_out,
             evaluation,
-            provenance(self._with_margins, self.sets.records, self.device, self._stage_seconds(), created),
+            provenance(self._with_margins, self.sets.records, self._hardware(), self._stage_seconds(), created),
         )
         return publish(store, draft)
 
@@ -342,14 +347,20 @@ class Run:
         runtime = TorchRuntime(self._network(stage), self.recipe.preprocess, device=self.device)
         return Scorer(runtime, self.recipe.preprocess, self.recipe.calibrate.temperature)
 
+    def _hardware(self) -> str:
+        """Return what trained, and what calibrates, evaluates and publishes, which may be another machine."""
+        trained = (epoch.get("hardware") for epochs in self._histories().values() for epoch in epochs)
+        return "; ".join(dict.fromkeys([*filter(None, trained), hardware(self.device)]))
+
     def _stage_seconds(self) -> dict[str, float]:
+        return {stage: sum(epoch["seconds"] for epoch in epochs) for stage, epochs in self._histories().items()}
+
+    def _histories(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the epochs that each stage trained for, those of all pairs of margins together."""
         stages = {PRETRAIN: self.recipe.pretrain, FINETUNE: self.recipe.finetune}
-        histories = {stage: [self.folder / stage / "history.json"] for stage, spec in stages.items() if spec}
+        paths = {stage: [self.folder / stage / "history.json"] for stage, spec in stages.items() if spec}
         if self.recipe.selects_margins:
-            histories[SELECT] = [
-                self.folder / SELECT / str(pair) / "history.json" for pair in self.recipe.selection.pairs
-            ]
+            paths[SELECT] = [self.folder / SELECT / str(pair) / "history.json" for pair in self.recipe.selection.pairs]
         return {
-            stage: sum(epoch["seconds"] for path in paths for epoch in json.loads(path.read_text()))
-            for stage, paths in histories.items()
+            stage: [epoch for path in each for epoch in json.loads(path.read_text())] for stage, each in paths.items()
         }

@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,7 +23,6 @@ from training.bundle_size import require_draft_small_enough
 from training.calibrate import Calibrated
 from training.config import Recipe
 from training.datasets import ImageSet
-from training.hardware import hardware
 from training.run_folder import writing
 
 GOLDEN_IMAGES = 12
@@ -95,11 +93,11 @@ def score_tolerance(calibration_scores: NDArray[np.float32]) -> float:
 def provenance(
     recipe: Recipe,
     data: Sequence[ImageSetRecord],
-    device: torch.device,
+    hardware: str,
     stage_seconds: dict[str, float],
     created: str,
 ) -> Provenance:
-    """Return where a bundle comes from."""
+    """Return where a bundle comes from; `hardware` is what computed all of it."""
     return Provenance(
         created=created,
         code_version=code_version(),
@@ -107,7 +105,7 @@ def provenance(
         seed=recipe.seed,
         data=tuple(data),
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
-        hardware=hardware(device),
+        hardware=hardware,
         stage_seconds={stage: round(seconds, 1) for stage, seconds in stage_seconds.items()},
     )
 

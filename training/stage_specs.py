@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from model_store.frozen import Fraction, Frozen, OpenFraction
+from model_store.frozen import Frozen, OpenFraction
 from model_store.score_specs import ScoreName
 from training.augment_spec import AugmentSpec, JpegShare
 from training.objective_spec import Margins, OutlierExposureSpec, OutlierObjectiveSpec, RankedExposureSpec
@@ -47,12 +47,15 @@ class SelectionSpec(Frozen):
 
 
 class OptimisationSpec(Frozen):
-    """SGD with Nesterov momentum; the learning rate falls from its first value to 1e-6 on a half cosine, per step."""
+    """SGD with Nesterov momentum; the learning rate falls from its first value to 1e-6 on a half cosine, per step.
+
+    With a momentum of 0 it is SGD alone.
+    """
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2)
     learning_rate: FiniteFloat = Field(gt=0)
-    momentum: Fraction = 0.9
+    momentum: FiniteFloat = Field(default=0.9, ge=0, lt=1)
     weight_decay: FiniteFloat = Field(default=5e-4, ge=0)
     averaged_epochs: int | None = Field(default=None, ge=1)
     """Stochastic weight averaging (Izmailov et al., 2018): the rate stays at its first value, and what the stage leaves
@@ -86,6 +89,15 @@ class FinetuneSpec(OptimisationSpec):
                 raise ValueError(f"selection chooses margins, and objective {self.objective.kind} has none")
         elif (self.objective.margin_in is None) == (self.selection is None):
             raise ValueError("give margin_in and margin_out in the objective, or [finetune.selection] to choose them")
+        return self
+
+    @model_validator(mode="after")
+    def _averaged_epochs_are_some_of_a_trial_s(self) -> "FinetuneSpec":
+        if self.selection and (self.averaged_epochs or 0) > self.selection.epochs:
+            raise ValueError(
+                f"averaged_epochs is {self.averaged_epochs}; selection.epochs, by which margins are tried, is "
+                f"{self.selection.epochs} and must be at least as many"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -60,6 +61,8 @@ def start(
 def untuned_figures(recipe: Recipe, folder: Path, sets: dict[str, str]) -> NetworkEvaluation | None:
     """Return what was measured of the start bundle's classifier before any fine-tuning, if it was measured alike.
 
+    Where the bundle is that classifier, never fine-tuned, that is what was measured of the bundle itself.
+
     folder: where `start` kept it. sets: fingerprints of this run's sets by role.
     """
     manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
@@ -69,7 +72,18 @@ def untuned_figures(recipe: Recipe, folder: Path, sets: dict[str, str]) -> Netwo
         (origin.seed, origin.recipe.get("evaluate"), manifest.temperature),
     )
     now = (_tested(sets), (recipe.seed, recipe.evaluate.model_dump(mode="json"), recipe.calibrate.temperature))
-    return manifest.evaluation.untuned if manifest.evaluation and then == now else None
+    if manifest.evaluation is None or then != now:
+        return None
+    return manifest.evaluation.untuned or _of_a_classifier(manifest.evaluation.fine_tuned, origin.recipe)
+
+
+def _of_a_classifier(found: NetworkEvaluation, recipe: dict[str, Any]) -> NetworkEvaluation | None:
+    """Return the figures of a network that was only trained to classify, without those of its threshold."""
+    if any(recipe.get(stage) for stage in ("start", "finetune", "average")):
+        return None
+    return found.model_copy(
+        update={"ood": {name: figures.model_copy(update={"missed": None}) for name, figures in found.ood.items()}}
+    )
 
 
 def _tested(sets: dict[str, str]) -> dict[str, str]:

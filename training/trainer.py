@@ -142,7 +142,7 @@ class Trainer:
             spec.learning_rate,
             spec.momentum,
             weight_decay=spec.weight_decay,
-            nesterov=True,
+            nesterov=spec.momentum > 0,  # PyTorch knows no other
             fused=self.device.type == "cuda",
         )
         average = AveragedModel(network) if spec.averaged_epochs else None

@@ -75,6 +75,7 @@ PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
         ("epochs = 12\n", "", ("pretrain.epochs", "required")),
         ("epochs = 12", "epochs = 0", ("pretrain.epochs", "given 0")),
         ("learning_rate = 0.1\n", "learning_rate = -1\n", ("pretrain.learning_rate", "given -1")),
+        ("epochs = 12", "epochs = 12\nmomentum = 1.0", ("pretrain.momentum", "given 1")),
         ("margin_in = -8.0", "margin_in = -2.0", ("margin_in is -2.0", "margin_out -3.0", "below")),
         ('kind = "energy_bounded"', 'kind = "magic"', ("finetune.objective", "magic")),
         ('name = "tiny"', 'name = "Tiny Recipe"', ("name", "Tiny Recipe")),
@@ -111,6 +112,11 @@ PRETRAIN = TINY[TINY.index("[pretrain]") : TINY.index("[finetune]")]
             ("margin_in is -2.0, margin_out -2.5",),
         ),
         (MARGINS, f"kind = 'energy_bounded' }}\n{SELECTION.replace('-9', '-8')}#", ("each value is tried once",)),
+        (
+            MARGINS,
+            f"kind = 'energy_bounded' }}\naveraged_epochs = 2\n{SELECTION}#",
+            ("averaged_epochs is 2", "selection.epochs, by which margins are tried, is 1"),
+        ),
         (
             "outlier_batch_size = 50",
             "outlier_batch_size = 50\nmining = { clusters = 51 }",

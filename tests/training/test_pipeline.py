@@ -268,6 +268,28 @@ def test_finished_run_repeats_nothing(run: Run, store: Store, folder: Path) -> N
     assert len(store.refs()) == 1
 
 
+def test_bundle_names_the_hardware_that_trained_it_too(run: Run, folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    path = copy / "pretrain/history.json"
+    first, *others = json.loads(path.read_text())
+    path.write_text(json.dumps([first | {"hardware": "Some GPU"}, *others]))
+    published = replace(run, folder=copy).publish(Store(tmp_path / "store"))
+    here = load_bundle(folder).manifest.provenance.hardware
+    assert load_bundle(published).manifest.provenance.hardware == f"Some GPU; {here}"
+
+
+def test_margins_that_were_chosen_are_not_chosen_again(tiny: Recipe, image_sets: Path, tmp_path: Path) -> None:
+    """A published recipe has them."""
+    selection = {"margin_in": (-8,), "margin_out": (-3,), "epochs": 1, "validation_images": 20}
+    chosen = {"chosen": {"margin_in": -8, "margin_out": -3}}
+    tables = tiny.model_dump(exclude_none=True)
+    tables["finetune"] |= {"objective": {"kind": "energy_bounded"}, "selection": selection | chosen}
+    run = Run(Recipe.model_validate(tables), image_sets, tmp_path, CPU, silent, silent)
+    with pytest.raises(RecipeError, match=r"has its margins chosen, in-8_out-3; take finetune\.selection\.chosen away"):
+        run.select()
+    assert not list(tmp_path.iterdir())
+
+
 def test_publish_before_evaluate_is_refused(tiny: Recipe, image_sets: Path, tmp_path: Path) -> None:
     with pytest.raises(ResumeError, match=r"run the stage \w+ first"):
         Run(tiny, image_sets, tmp_path, CPU, silent, silent).publish(Store(tmp_path))

@@ -109,6 +109,25 @@ def test_untuned_figures_measured_otherwise_are_left_out(run: Run, folder: Path,
     assert untuned_figures(recipe, run.folder / "pretrain", run.sets.fingerprints()) is None
 
 
+def test_untuned_figures_of_a_bundle_that_is_a_classifier_are_its_own(
+    run: Run, tiny: Recipe, image_sets: Path, tmp_path: Path
+) -> None:
+    """It was never fine-tuned; its threshold is not what the next one's misses are compared with."""
+    classifier = _changed(tiny, pretrain={"epochs": 1}, finetune=None, data={"outliers": None})
+    folder = Run(classifier, image_sets, tmp_path / "run", CPU, silent, silent).all(Store(tmp_path / "store"))
+    assert folder is not None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "start.json").write_text(json.dumps(manifest))
+    found, own = untuned_figures(run.recipe, tmp_path, run.sets.fingerprints()), manifest["evaluation"]["fine_tuned"]
+    assert own["ood"]["svhn"]["missed"] is not None
+    own["ood"] = {name: figures | {"missed": None} for name, figures in own["ood"].items()}
+    assert found is not None
+    assert found.model_dump() == own
+    manifest["provenance"]["recipe"]["start"] = "other@1"  # which may have been fine-tuned
+    (tmp_path / "start.json").write_text(json.dumps(manifest))
+    assert untuned_figures(run.recipe, tmp_path, run.sets.fingerprints()) is None
+
+
 @pytest.mark.parametrize("role", ["test", "ood svhn", "ood more"])
 def test_untuned_figures_of_other_sets_are_left_out(run: Run, folder: Path, role: str) -> None:
     sets = run.sets.fingerprints()
