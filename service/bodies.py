@@ -36,9 +36,9 @@ _JSON_MARKS = 1000
 """Brackets, commas and colons that JSON may have beside two an image."""
 _LONGEST_MEDIA_TYPE = 1000
 """Characters of a Content-Type; a boundary has 70 at most (RFC 2046, 5.1.1)."""
-_QUOTED = 40
 _SHOWN = 10**18
 """A greater number of images is told as more than allowed, not digit by digit."""
+_QUOTED = 40
 """Characters of what a client sent that a message may repeat."""
 
 

@@ -2,15 +2,10 @@
 
 import json
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
@@ -23,12 +18,12 @@ from model_store.store import SHIPPED, BundleRef, Store
 from training import report
 from training.config import read_recipe
 from training.datasets import how_to_get, locate
-from training.distributed import ALONE, joined, own_device, require_alone, tells
+from training.distributed import ALONE, require_alone, tells
 from training.errors import TrainingError
-from training.evaluate import Say
 from training.evaluate_bundle import evaluate_bundle
 from training.given_weights import SAFETENSORS
 from training.onnx_import import read_onnx
+from training.opening import console, find_device, interruptible, opened_by_first, opened_run
 from training.optimise import (
     ALLOWED_FLIPS,
     LowPrecision,
@@ -38,8 +33,7 @@ from training.optimise import (
     find_source,
     recipe_of,
 )
-from training.pipeline import Run
-from training.progress import ConsoleProgress, silent
+from training.progress import ConsoleProgress
 from training.publish import bundle_ref
 from training.reproduce.benchmark import read_benchmark
 from training.reproduce.methods import read_only
@@ -49,14 +43,12 @@ from training.reproduce.run import Reproduction
 from training.reproduce.size import read_size
 from training.run_folder import exclusive, require_writable, write_bytes, writing
 from training.run_sets import RunSets
-from training.trainer import Progress
 
 app = typer.Typer(
     help="Train, calibrate, evaluate and publish classifiers that know when they don't know.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="NAME or NAME@VERSION.")]
@@ -68,8 +60,6 @@ StoreOption = Annotated[Path, typer.Option("--store", envvar="OOD_STORE", help="
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu; CUDA where there is one.")]
 
 DATA, STORE = Path("data"), Path("store")
-INTERRUPTED = 128 + signal.SIGINT
-"""The exit status by which a shell tells that Ctrl-C ended a command."""
 
 
 @app.command()
@@ -84,7 +74,7 @@ def run(
 
     A bundle that the recipe starts from is looked for in the store, then among those that ship.
     """
-    with _opened(recipe, data, run_folder, device, store) as opened:
+    with opened_run(recipe, data, run_folder, device, store) as opened:
         folder = opened.all(Store(store))
     if folder is None:
         console.print(f"{opened.recipe.name} holds out no calibration images: evaluated, not published")
@@ -104,7 +94,7 @@ def pretrain(
 
     A bundle is looked for in the store, then among those that ship.
     """
-    with _opened(recipe, data, run_folder, device, store) as opened:
+    with opened_run(recipe, data, run_folder, device, store) as opened:
         opened.pretrain()
 
 
@@ -113,7 +103,7 @@ def select(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
     """Choose the margins, if the recipe asks for it, by outliers made of held-out training images."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    with opened_run(recipe, data, run_folder, device) as opened:
         choice = opened.select()
         opened.processes.leave_to_first()
     for margins, figures in choice.candidates.items():
@@ -126,7 +116,7 @@ def finetune(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
     """Drive the energies of in-distribution images and outliers apart, from the classifier's weights."""
-    with _opened(recipe, data, run_folder, device) as opened:
+    with opened_run(recipe, data, run_folder, device) as opened:
         opened.finetune()
 
 
@@ -135,7 +125,7 @@ def average(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
     """Take the mean of the start bundles, or of classifier and fine-tuned network, with statistics of its own."""
-    with _opened_by_first(recipe, data, run_folder, device) as opened:
+    with opened_by_first(recipe, data, run_folder, device) as opened:
         opened.average()
 
 
@@ -144,7 +134,7 @@ def calibrate(
     recipe: RecipeArgument, data: DataOption = DATA, run_folder: RunOption = None, device: DeviceOption = None
 ) -> None:
     """Set every score's threshold on the held-out images."""
-    with _opened_by_first(recipe, data, run_folder, device) as opened:
+    with opened_by_first(recipe, data, run_folder, device) as opened:
         calibrated = opened.calibrate()
     spec = calibrated.spec
     typer.echo(
@@ -165,7 +155,7 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Measure the run's network on the recipe's test sets, or with --bundle a published one."""
-    with _opened_by_first(recipe, data, run_folder, device) as opened:
+    with opened_by_first(recipe, data, run_folder, device) as opened:
         if bundle is None:
             evaluation, verdict = opened.evaluate(), opened.recipe.calibrate.verdict
         else:
@@ -183,7 +173,7 @@ def publish(
     device: DeviceOption = None,
 ) -> None:
     """Put an evaluated run into a bundle of the store."""
-    with _opened_by_first(recipe, data, run_folder, device) as opened:
+    with opened_by_first(recipe, data, run_folder, device) as opened:
         folder = opened.publish(Store(store))
     typer.echo(f"{bundle_ref(folder)} {folder}")
 
@@ -222,14 +212,14 @@ def optimise(
     """
     require_alone("optimize")
     target = Target(runtime, precision)
-    chosen = _device(device or ("cpu" if runtime == "openvino" else None))
+    chosen = find_device(device or ("cpu" if runtime == "openvino" else None))
     if runtime == "openvino" and chosen.type != "cpu":
         raise typer.BadParameter(f"{device!r} asked for, but openvino runs on the cpu")
     source = find_source(bundle, (Store(store), Store(SHIPPED)), chosen)
     manifest = source.manifest
     folder = run_folder or Path("runs") / f"{manifest.name}@{manifest.version}-{runtime}-{precision}"
     require_writable(store / manifest.name)
-    with exclusive(folder), ConsoleProgress(console) as progress, _interruptible(lambda: "nothing was published"):
+    with exclusive(folder), ConsoleProgress(console) as progress, interruptible(lambda: "nothing was published"):
         sets = RunSets(recipe_of(source), data, progress.say, ALONE)
         draft = Optimiser(source, sets, target, chosen, folder, progress.say).draft(allow_flips)
         with writing(store):
@@ -259,10 +249,10 @@ def reproduce(
     require_alone("reproduce")
     names = [name for given in only or () for name in given.split(",")]
     sizes, benchmark = read_size(size), read_benchmark()
-    chosen, wanted = _device(device), read_only(names, sizes, benchmark)
+    chosen, wanted = find_device(device), read_only(names, sizes, benchmark)
     command = shlex.join(["ood-train", *sys.argv[1:]])
     kept = f"what was finished is in {out}; run the same command to go on"
-    with exclusive(out), ConsoleProgress(console) as progress, _interruptible(lambda: kept):
+    with exclusive(out), ConsoleProgress(console) as progress, interruptible(lambda: kept):
         Reproduction(benchmark, sizes, wanted, data, out, command, chosen, progress, progress.say).all()
         write_report(out, progress.say)
     typer.echo(out / REPORT)
@@ -322,51 +312,8 @@ def card(
         typer.echo(report.model_card(loaded))
 
 
-@contextmanager
-def _opened(
-    recipe_path: Path, data: Path, folder: Path | None, device: str | None, store: Path = SHIPPED
-) -> Iterator[Run]:
-    chosen, stores = _device(device), tuple(Store(path) for path in dict.fromkeys((store, SHIPPED)))
-    with joined() as processes, ExitStack() as stack:
-        recipe = processes.each_does(lambda: read_recipe(recipe_path))
-        processes.require_same(
-            f"the fingerprint of {recipe_path}", sha256(recipe.model_dump_json().encode()).hexdigest()
-        )
-        own = processes.each_does(lambda: own_device(chosen, processes))
-        folder = folder or Path("runs") / recipe_path.name.removesuffix(".toml")  # recipes of one bundle share its name
-        processes.first_does(lambda: stack.enter_context(exclusive(folder)))
-        progress: Progress = silent
-        say: Say = silent
-        if processes.is_first:
-            shown = stack.enter_context(ConsoleProgress(console))
-            progress, say = shown, shown.say
-        opened = Run(recipe, data, folder, own, progress, say, stores, processes)
-        with _interruptible(opened.kept):
-            yield opened
-
-
-@contextmanager
-def _interruptible(kept: Callable[[], str]) -> Iterator[None]:
-    """End on Ctrl-C with a line on what is kept, said by the first process alone."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end this in a traceback
-        if tells():
-            console.print(f"interrupted: {kept()}", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
-
-
-@contextmanager
-def _opened_by_first(recipe_path: Path, data: Path, folder: Path | None, device: str | None) -> Iterator[Run]:
-    """Open a run for what one process does; of several that torchrun started the others end."""
-    with _opened(recipe_path, data, folder, device) as opened:
-        opened.processes.leave_to_first()
-        yield opened
-
-
 def _load(bundle: str, store: Path, device: str | None) -> Bundle:
-    chosen = None if device is None else _device(device)  # an int8 bundle runs on the CPU where there is a GPU, too
+    chosen = None if device is None else find_device(device)  # an int8 bundle runs on the CPU where there is a GPU, too
     return load_bundle(Store(store).resolve(BundleRef.parse(bundle)), device=chosen)
 
 
@@ -375,20 +322,6 @@ def _text(document: Path) -> str:
         return document.read_text()
     except UnicodeDecodeError as err:
         raise TrainingError(f"{document} is not UTF-8 ({err}); name a document in Markdown, saved as UTF-8") from err
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as err:
-        raise typer.BadParameter(f"{name!r} is no device; expected cpu, cuda or cuda:N") from err
-    if device.type not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{name!r} is not supported; expected cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise typer.BadParameter(f"{name!r} asked for, but PyTorch finds {torch.cuda.device_count()} CUDA devices here")
-    return device
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,3 +16,8 @@ def hardware(device: torch.device) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+
+def together(names: Iterable[str | None]) -> str:
+    """Return the names of what computed one after another, each once; None and empty where it was not kept."""
+    return "; ".join(dict.fromkeys(filter(None, names)))

@@ -26,7 +26,7 @@ from training.evaluate import Say, evaluate, score_sets
 from training.finetune import finetune, finetune_inputs
 from training.fit_scores import fit_scores
 from training.given_weights import given_weights
-from training.hardware import hardware
+from training.hardware import hardware, together
 from training.preflight import require_batches, require_network, require_runnable
 from training.pretrain import pretrain, pretrain_inputs
 from training.publish import draft_bundle, provenance, publish
@@ -349,8 +349,8 @@ class Run:
 
     def _hardware(self) -> str:
         """Return what trained, and what calibrates, evaluates and publishes, which may be another machine."""
-        trained = (epoch.get("hardware") for epochs in self._histories().values() for epoch in epochs)
-        return "; ".join(dict.fromkeys([*filter(None, trained), hardware(self.device)]))
+        trained = [epoch.get("hardware") for epochs in self._histories().values() for epoch in epochs]
+        return together([*trained, hardware(self.device)])
 
     def _stage_seconds(self) -> dict[str, float]:
         return {stage: sum(epoch["seconds"] for epoch in epochs) for stage, epochs in self._histories().items()}

@@ -142,7 +142,7 @@ class Trainer:
             spec.learning_rate,
             spec.momentum,
             weight_decay=spec.weight_decay,
-            nesterov=spec.momentum > 0,  # PyTorch knows no other
+            nesterov=spec.momentum > 0,  # without any PyTorch refuses it
             fused=self.device.type == "cuda",
         )
         average = AveragedModel(network) if spec.averaged_epochs else None

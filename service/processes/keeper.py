@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,8 +16,8 @@ STABLE_S = 60.0
 """Who was ready for so long is started again at once; others ever later."""
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 30.0
-_DOUBLINGS = 6
-"""Of the first delay, until it is above the longest; a process may end thousands of times."""
+_DOUBLINGS = math.ceil(math.log2(LONGEST_DELAY_S / FIRST_DELAY_S))
+"""Of the first delay, until it is the longest: a process may end thousands of times, and no float doubles so often."""
 log = logging.getLogger(__name__)
 
 

@@ -1,6 +1,7 @@
 """One process after another, whatever hinders it, without processes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -53,6 +54,21 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper, "FIRST_DELAY_S", 0.0)
 
 
+def delays_of(start: Callable[[], Awaitable[Ended]], restarts: int, caplog: pytest.LogCaptureFixture) -> list[float]:
+    """Keep a process until it was started anew so often; return how long each start was waited for."""
+
+    async def run() -> None:
+        kept = Keeper("engine", start, lambda: None)
+        kept.begin()
+        async with asyncio.timeout(30):
+            while kept.restarts < restarts:
+                await asyncio.sleep(0)
+        kept.stop()
+
+    asyncio.run(run())
+    return [vars(record)["delay_s"] for record in caplog.records if record.message == "process replaced"]
+
+
 def test_a_start_that_the_machine_refuses_for_a_moment_is_tried_again() -> None:
     """Short of processes or memory, which may be what ended the one before."""
 
@@ -78,31 +94,16 @@ def test_the_time_to_load_is_no_life(monkeypatch: pytest.MonkeyPatch, caplog: py
     async def start() -> SlowToLoad:
         return SlowToLoad()
 
-    async def run() -> None:
-        kept = Keeper("engine", start, lambda: None)
-        kept.begin()
-        async with asyncio.timeout(10):
-            while kept.restarts < 3:
-                await asyncio.sleep(0.01)
-        kept.stop()
-
-    asyncio.run(run())
-    delays = [vars(record)["delay_s"] for record in caplog.records if record.message == "process replaced"]
-    assert delays == [0.0, 0.01, 0.02]
+    assert delays_of(start, 3, caplog) == [0.0, 0.01, 0.02]
 
 
-def test_a_process_that_ends_thousands_of_times_is_still_started_again() -> None:
+def test_a_process_that_ends_thousands_of_times_is_still_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Half a minute apart, that is a night."""
-
-    async def run() -> None:
-        kept = Keeper("engine", Starts(*[True] * 1200), lambda: None)
-        kept.begin()
-        async with asyncio.timeout(30):
-            while kept.restarts < 1200:
-                await asyncio.sleep(0)
-        kept.stop()
-
-    asyncio.run(run())
+    monkeypatch.setattr(keeper, "FIRST_DELAY_S", 0.0005)
+    monkeypatch.setattr(keeper, "LONGEST_DELAY_S", 0.001)
+    assert delays_of(Starts(*[True] * 1200), 1200, caplog) == [0.0, 0.0005, *[0.001] * 1198]
 
 
 def test_starts_that_the_machine_goes_on_refusing_are_an_error_that_says_why() -> None:

@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -119,20 +120,21 @@ def test_training_is_in_float32_whatever_ran_in_the_process_before(
 def test_without_momentum_a_step_is_the_gradient_s_alone(recipe: Recipe, few: ImageSet, tmp_path: Path) -> None:
     plain = {"epochs": 1, "momentum": 0.0, "weight_decay": 0.0}
     unmoved = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=plain)})
-    moves: list[bool] = []
+    taken: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
         (group,) = optimizer.param_groups
         weight = group["params"][0]
-        moves.append(not optimizer.state[weight].get("momentum_buffer") and weight.grad is not None)
+        taken.append((weight.detach().clone(), group["lr"] * weight.grad))
 
     hook = register_optimizer_step_post_hook(take)
     try:
         pretrain(unmoved, few, tmp_path, Trainer(CPU, silent))
     finally:
         hook.remove()
-    assert moves
-    assert all(moves)
+    assert len(taken) == 4
+    for (before, _), (after, step) in pairwise(taken):
+        torch.testing.assert_close(after, before - step)
 
 
 def test_averaged_stage_leaves_the_mean_of_its_steps_and_its_statistics(

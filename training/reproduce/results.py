@@ -16,6 +16,7 @@ from model_store.frozen import Frozen, Percent
 from training.bootstrap import bootstrap_intervals
 from training.errors import ResumeError
 from training.evaluate import OOD_IMAGES
+from training.hardware import together
 from training.metrics import resampled_metrics
 from training.reproduce.choices import CHOICE
 from training.reproduce.methods import slug
@@ -216,7 +217,7 @@ def write_results(out: Path, size: Size, command: str) -> Results:
     results = Results(
         commit=", ".join(dict.fromkeys(result.commit for result in done)),
         command=command,
-        hardware="; ".join(dict.fromkeys([*(result.hardware for result in done), *_hardware(trained)])),
+        hardware=together([*(result.hardware for result in done), *(epoch.get("hardware") for epoch in trained)]),
         seconds=round(sum(result.seconds for result in done) + sum(epoch["seconds"] for epoch in trained), 1),
         size=size,
         in_distribution={
@@ -278,10 +279,6 @@ def _fine_tunings(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _epochs(folder: Path) -> list[dict[str, Any]]:
     return [epoch for path in sorted(folder.rglob("history.json")) for epoch in json.loads(path.read_text())]
-
-
-def _hardware(trained: list[dict[str, Any]]) -> list[str]:
-    return [epoch["hardware"] for epoch in trained if epoch.get("hardware")]
 
 
 def _json(results: Results) -> str:
